@@ -1,0 +1,85 @@
+/* diffusion.h - noise schedules, time step grids, samplers (diffusion_models.md 7 and 8). */
+#ifndef QD_DIFFUSION_DIFFUSION_H
+#define QD_DIFFUSION_DIFFUSION_H
+
+#include "base/err.h"
+#include "base/param.h"
+#include "base/run.h"
+#include "model/model.h"
+
+typedef enum qd_prediction { QD_PREDICT_EPSILON, QD_PREDICT_V, QD_PREDICT_SAMPLE } qd_prediction;
+typedef enum qd_variance { QD_VAR_FIXED_SMALL, QD_VAR_FIXED_LARGE } qd_variance;
+typedef enum qd_spacing { QD_SPACING_LEADING, QD_SPACING_TRAILING, QD_SPACING_LINSPACE, QD_SPACING_QUAD } qd_spacing;
+
+/* The training-time noise process and a scheduler's habits. */
+typedef struct qd_schedule {
+    int train_steps;       /* T, 1..10000 */
+    double *alpha_bar;     /* [T], cumprod(1 - beta), double */
+    qd_prediction prediction;
+    qd_variance variance;
+    bool clip_sample;
+    double clip_range;
+    int steps_offset;
+    bool set_alpha_to_one; /* abar past the last step is 1, else abar_0 */
+} qd_schedule;
+
+/* From scheduler_config.json (absent keys take the diffusers defaults; config NULL = DDPM linear 1e-4..0.02). */
+qd_status qd_schedule_open(const qd_config *config, qd_schedule **out, qd_err *err);
+void qd_schedule_free(qd_schedule *s);
+/* beta_schedule: "linear", "scaled_linear", "squaredcos_cap_v2". */
+qd_status qd_schedule_make(const char *beta_schedule, double beta_start, double beta_end, int train_steps, qd_schedule **out,
+                           qd_err *err);
+
+/* Descending time steps for `steps` sampling steps; t has room for `steps`. QD_E_INVALID when steps is not 1..T. */
+qd_status qd_timesteps(const qd_schedule *s, qd_spacing spacing, int steps, int *t, qd_err *err);
+
+/* Predicts the noise of a batch that shares one time step. x, out: [batch, C, H, W]. */
+typedef struct qd_predictor {
+    void *ctx;
+    qd_status (*predict)(void *ctx, const qd_run *run, const float *x, double t, float *out, qd_err *err);
+    int64_t batch, channels, height, width;
+} qd_predictor;
+
+/* A look (and a hand) into each step, before the sampler uses eps: correction layers live here, samplers never learn about bits.
+ * step 0..steps-1, t the time step, t_prev the next one (-1 past the end). May change eps and, for stochastic samplers, *sigma.
+ * x is the current sample. Called once for every call of the predictor that belongs to a logical step. */
+typedef struct qd_sampler_hook {
+    void *ctx;
+    qd_status (*eps)(void *ctx, int step, int t, int t_prev, const float *x, float *eps, double *sigma, qd_err *err);
+    /* After the step, with the new x; for previews and trajectories. Either may be NULL. */
+    qd_status (*stepped)(void *ctx, int step, int steps, int t, const float *x, qd_err *err);
+} qd_sampler_hook;
+
+typedef struct qd_sample_options {
+    int steps;
+    qd_spacing spacing;
+    double eta;             /* ddim */
+    int clip;               /* 1 clip x0 to the schedule's range, 0 do not, -1 as the schedule says */
+    uint64_t seed;
+    int64_t first_sample;   /* number of batch item 0: sample k draws from streams of its own, so that an image does not depend
+                               on which others share its batch */
+} qd_sample_options;
+
+typedef struct qd_sampler {
+    const char *name, *summary;
+    const qd_param *params; /* steps, spacing, eta, clip: those it knows */
+    int (*calls)(const qd_sample_options *o); /* predictor calls it will make */
+    /* x: in N(0,1) noise (qd_sample_noise), out the image; [batch, C, H, W]. */
+    qd_status (*run)(const qd_schedule *s, const qd_sample_options *o, const qd_predictor *p, const qd_sampler_hook *hook,
+                     const qd_run *run, float *x, qd_err *err);
+} qd_sampler;
+extern const qd_sampler *const qd_samplers[]; /* NULL-terminated: samplers.c; ddpm, ddim */
+const qd_sampler *qd_sampler_find(const char *name);
+
+/* x_T of samples first..first+batch-1, each from QD_STREAM_INIT_NOISE | sample. */
+void qd_sample_noise(float *x, int64_t batch, int64_t elements_per_sample, uint64_t seed, int64_t first_sample);
+
+/* A denoiser graph as predictor: compiles a plan of that batch. The predictor lends from the object. */
+typedef struct qd_denoiser qd_denoiser;
+struct qd_backend;
+qd_status qd_denoiser_new(const qd_graph *g, int64_t batch, int threads, const struct qd_backend *backend, qd_budget *budget,
+                          qd_denoiser **out, qd_err *err);
+void qd_denoiser_free(qd_denoiser *d);
+qd_predictor qd_denoiser_predictor(qd_denoiser *d);
+
+#endif

@@ -1,0 +1,94 @@
+/* model.h - files in, files out: sniffing, safetensors, diffusers folders, quantized bundles.
+ *
+ * Everything read here comes from strangers: every size is checked against the file and against limits before it is used, and
+ * the words of a refusal name the tensor, the byte, the limit. */
+#ifndef QD_MODEL_MODEL_H
+#define QD_MODEL_MODEL_H
+
+#include "base/bytes.h"
+#include "base/err.h"
+#include "base/mem.h"
+#include "graph/graph.h"
+#include "tensor/tensor.h"
+
+/* --- text that travels with a model: an ordered map of strings (values may be JSON text) --- */
+typedef struct qd_meta qd_meta;
+qd_status qd_meta_new(qd_meta **out, qd_err *err);
+void qd_meta_free(qd_meta *m);
+qd_status qd_meta_set(qd_meta *m, const char *key, const char *value, qd_err *err); /* copies; replaces */
+qd_status qd_meta_copy(qd_meta *dst, const qd_meta *src, qd_err *err);
+const char *qd_meta_find(const qd_meta *m, const char *key); /* lent, NULL when absent */
+int qd_meta_count(const qd_meta *m);
+void qd_meta_at(const qd_meta *m, int k, const char **key, const char **value);
+
+/* --- named tensors --- */
+typedef struct qd_weights qd_weights;
+qd_status qd_weights_new(qd_weights **out, qd_err *err);
+void qd_weights_free(qd_weights *w);
+qd_status qd_weights_add(qd_weights *w, const char *name, const qd_tensor *t, qd_err *err); /* shares storage; names unique */
+const qd_tensor *qd_weights_find(const qd_weights *w, const char *name);
+int qd_weights_count(const qd_weights *w);
+const char *qd_weights_name(const qd_weights *w, int k);
+const qd_tensor *qd_weights_at(const qd_weights *w, int k);
+
+/* --- safetensors (diffusion_models.md 1) ---
+ * Mapped read: tensors point into the file. Refused with QD_E_FORMAT / QD_E_LIMIT / QD_E_UNSUPPORTED: header over 100 MB, header
+ * past the end, header that is not one JSON object with unique keys, unknown dtype, offsets outside the file, overlapping,
+ * leaving holes, or not equal to shape x dtype. meta gets `__metadata__` (may be NULL). */
+qd_status qd_safetensors_open(const char *path, qd_weights **out, qd_meta *meta, qd_err *err);
+/* The same over borrowed bytes that outlive the tensors (for tests and fuzzing). */
+qd_status qd_safetensors_parse(const void *data, size_t size, qd_weights **out, qd_meta *meta, qd_err *err);
+/* Written in the order given, data 64-byte aligned, all or nothing. sha256 may be NULL (QD_SHA256_HEX bytes otherwise). Same
+ * input, same bytes. */
+qd_status qd_safetensors_save(const char *path, const qd_weights *w, const qd_meta *meta, char *sha256_hex, qd_err *err);
+
+/* --- configuration files: a JSON object, read with typed getters --- */
+typedef struct qd_config qd_config;
+qd_status qd_config_parse(const char *text, size_t size, const char *origin, qd_config **out, qd_err *err);
+void qd_config_free(qd_config *c);
+const char *qd_config_text(const qd_config *c); /* canonical JSON, lent */
+bool qd_config_has(const qd_config *c, const char *key); /* present and not null */
+/* Absent or null: *out stays as it is (put the default there first). Wrong type or range: QD_E_FORMAT naming key and value. */
+qd_status qd_config_int(const qd_config *c, const char *key, int64_t min, int64_t max, int64_t *out, qd_err *err);
+qd_status qd_config_number(const qd_config *c, const char *key, double *out, qd_err *err);
+qd_status qd_config_bool(const qd_config *c, const char *key, bool *out, qd_err *err);
+qd_status qd_config_string(const qd_config *c, const char *key, const char **out, qd_err *err); /* lent */
+/* Arrays: at most cap entries; *n is what was there, unchanged when absent. A single value counts as an array of one. */
+qd_status qd_config_ints(const qd_config *c, const char *key, int64_t min, int64_t max, int64_t *out, int cap, int *n, qd_err *err);
+qd_status qd_config_numbers(const qd_config *c, const char *key, double *out, int cap, int *n, qd_err *err);
+qd_status qd_config_strings(const qd_config *c, const char *key, const char **out, int cap, int *n, qd_err *err);
+/* Each top-level key in turn, so that callers can warn about those they do not know. */
+int qd_config_count(const qd_config *c);
+const char *qd_config_key(const qd_config *c, int k);
+
+/* --- a model as found on disk --- */
+typedef struct qd_model {
+    const char *format;   /* name of the row of formats.c that read it */
+    qd_weights *weights;  /* float weights by their names; NULL when `graph` is set */
+    qd_config *config;    /* the network's config.json; NULL when the format has none */
+    qd_config *scheduler; /* scheduler_config.json; NULL when absent */
+    qd_graph *graph;      /* formats that carry their own graph (bundles) */
+    qd_meta *meta;        /* whatever text came along */
+    uint64_t file_bytes;  /* size of the weight files */
+} qd_model;
+
+typedef struct qd_format {
+    const char *name, *summary;
+    /* Does this path look like ours? Cheap; never fails. */
+    bool (*sniff)(const char *path);
+    qd_status (*load)(const char *path, qd_budget *budget, qd_model *m, qd_err *err);
+} qd_format;
+extern const qd_format *const qd_formats[]; /* NULL-terminated */
+
+/* path: a folder (diffusers layout: config.json or unet/config.json, *.safetensors, scheduler) or a file. */
+qd_status qd_model_open(const char *path, qd_budget *budget, qd_model **out, qd_err *err);
+void qd_model_free(qd_model *m);
+
+/* --- quantized bundle: one safetensors file holding codes, scales and float leftovers; its metadata holds the graph ("graph"),
+ * and whatever the caller put into meta (config, scheduler_config, manifest, ..). Loading verifies the graph like any
+ * stranger's. --- */
+#define QD_BUNDLE_FORMAT "quantd-bundle-1"
+qd_status qd_bundle_save(const char *path, const qd_graph *g, const qd_meta *meta, char *sha256_hex, qd_err *err);
+qd_status qd_bundle_open(const char *path, qd_graph **graph, qd_meta **meta, qd_err *err);
+
+#endif

@@ -1,0 +1,64 @@
+/* plan.h - a graph with fixed shapes, compiled once, run many times.
+ *
+ * Compiling fixes the batch, fuses nodes, chooses a layout for every value (channels last on the fast backend), makes oneDNN
+ * primitives with packed weights, and lays all activations into one arena. Running allocates nothing. A plan belongs to one
+ * thread at a time; constants are shared with the graph, which may be freed before the plan. */
+#ifndef QD_PLAN_PLAN_H
+#define QD_PLAN_PLAN_H
+
+#include "base/err.h"
+#include "base/run.h"
+#include "graph/graph.h"
+
+typedef struct qd_plan qd_plan;
+typedef struct qd_backend qd_backend;
+
+extern const qd_backend qd_backend_ref; /* plain loops, no fusion: the judge */
+extern const qd_backend qd_backend_cpu; /* oneDNN, OpenBLAS and our own fused loops */
+extern const qd_backend *const qd_backends[];
+/* QD_KERNELS=ref picks the plain loops; anything else (or unset) the fast ones. */
+const qd_backend *qd_backend_default(void);
+const qd_backend *qd_backend_find(const char *name);
+const char *qd_backend_name(const qd_backend *b);
+
+typedef struct qd_plan_options {
+    const qd_shape *input_shapes; /* one for each graph input, batch filled in */
+    int n_inputs;
+    int threads;                  /* 0 counts as 1 */
+    const qd_backend *backend;    /* NULL = qd_backend_default() */
+    qd_budget *budget;            /* arena and packed weights are drawn from it; may be NULL */
+
+    /* Values to be shown while running, whatever fusion would have done: after each is made, observe(ctx, id, data, shape) gets
+     * it as a row-major (NCHW) float array; codes are shown as the float of the code. */
+    const qd_node_id *observed;
+    int n_observed;
+    void (*observe)(void *ctx, qd_node_id id, const float *data, const qd_shape *shape);
+    void *observe_ctx;
+
+    bool profile; /* keep the time of every step */
+} qd_plan_options;
+
+qd_status qd_plan_compile(const qd_graph *g, const qd_plan_options *o, qd_plan **out, qd_err *err);
+void qd_plan_free(qd_plan *p);
+
+/* inputs and outputs are row-major arrays with the compiled shapes and the graph's dtypes (time steps may be f32 or i64 as declared),
+ * in the graph's order. QD_E_CANCELLED when run's flag rises between steps; outputs are then unspecified. run may be NULL. */
+qd_status qd_plan_run(qd_plan *p, const qd_run *run, const void *const *inputs, void *const *outputs, qd_err *err);
+
+size_t qd_plan_arena_bytes(const qd_plan *p);
+size_t qd_plan_weight_bytes(const qd_plan *p); /* packed copies the plan made */
+
+/* One step of the compiled plan, for `quantd profile` and for tests that ask what was fused. */
+typedef struct qd_plan_step {
+    const char *name; /* the node it ends at */
+    const char *kind; /* "conv", "norm+silu+quantize", ... */
+    const char *impl; /* oneDNN's implementation name, or ours */
+    int64_t macs;
+    double seconds;   /* summed over runs; 0 without profile */
+    int64_t runs;
+} qd_plan_step;
+int qd_plan_steps(const qd_plan *p);
+void qd_plan_step_at(const qd_plan *p, int k, qd_plan_step *out);
+void qd_plan_print(const qd_plan *p, struct qd_buf *b);
+
+#endif

@@ -1,0 +1,107 @@
+/* quant.h - fewer bits: the affine map, range search, calibration, and the table of methods (qncd.md 3 to 5). */
+#ifndef QD_QUANT_QUANT_H
+#define QD_QUANT_QUANT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "base/param.h"
+#include "base/run.h"
+#include "diffusion/diffusion.h"
+#include "graph/graph.h"
+#include "model/model.h"
+#include "nn/nn.h"
+
+/* --- scheme.c --- */
+
+/* A straight line between real x and code q: q = clamp(rne(x * (1/scale)) + zero, qmin, qmax), x^ = (q - zero) * scale. */
+typedef struct qd_affine {
+    float scale;        // real units per step; finite, > 0
+    int32_t zero;       // the code that means exactly 0.0; in [qmin, qmax]
+    int32_t qmin, qmax; // inclusive
+    int bits;
+    bool symmetric;     // two's complement codes around zero 0; else 0..2^bits-1
+} qd_affine;
+
+/* Min-max fit, widened so that 0.0 is exact. bits 2..8 (2..16 for fake quant). See STYLE: all-zero range gets scale 1. */
+qd_status qd_affine_fit(float lo, float hi, int bits, bool symmetric, qd_affine *out, qd_err *err);
+float qd_affine_fake(float x, const qd_affine *map); /* dequantize(quantize(x)) */
+
+/* The 80-candidate search of qncd.md 3.2: both ends shrink together, score mean |x - x^|^2.4, ties keep the wider range. On the
+ * data itself, or on a histogram. */
+qd_status qd_affine_search(const float *x, int64_t n, int bits, bool symmetric, qd_affine *out, qd_err *err);
+
+/* --- calibrate.c --- */
+
+/* Exact min and max and a 2048-bin histogram of everything shown to it. The histogram widens (by doubling bins) as the range grows,
+ * so one pass over the data is enough. */
+typedef struct qd_histogram qd_histogram;
+qd_status qd_histogram_new(qd_histogram **out, qd_err *err);
+void qd_histogram_free(qd_histogram *h);
+void qd_histogram_add(qd_histogram *h, const float *x, int64_t n);
+void qd_histogram_range(const qd_histogram *h, float *lo, float *hi);
+int64_t qd_histogram_count(const qd_histogram *h);
+qd_status qd_histogram_search(const qd_histogram *h, int bits, bool symmetric, qd_affine *out, qd_err *err);
+
+/* --- methods.c --- */
+
+typedef enum qd_needs { QD_NEEDS_NOTHING = 0, QD_NEEDS_DATA = 1, QD_NEEDS_DENOISER = 2 } qd_needs;
+
+/* One quantized layer, as reported. */
+typedef struct qd_layer_report {
+    char name[160];
+    const char *op;        /* "conv2d", "linear" */
+    int weight_bits, activation_bits; /* 0 = left in float */
+    float scale;           // of the activation
+    int32_t zero;
+    float lo, hi;          // seen range of the activation
+    double weight_sqnr_db; /* dequantized weight against float weight */
+    double input_sqnr_db;  /* quantized input against float input, over the calibration set */
+    int64_t macs, weights;
+    const char *note;      /* why it stayed in float, or "" */
+} qd_layer_report;
+
+typedef struct qd_quant_report {
+    qd_layer_report *layers;
+    int n_layers;
+    uint64_t float_bytes, quantized_bytes; /* of constants */
+    int calibration_steps, calibration_samples;
+    /* Denoisers: eps SQNR by time step on shared x_t of the float trajectory, [n_eps]. */
+    int n_eps;
+    int *eps_t;
+    double *eps_sqnr_db;
+    double eps_sqnr_mean_db; /* of the pooled signal and noise */
+} qd_quant_report;
+void qd_quant_report_clear(qd_quant_report *r);
+/* The report as one JSON object. */
+qd_status qd_quant_report_json(const qd_quant_report *r, qd_buf *b, qd_err *err);
+
+typedef struct qd_quant_task {
+    const qd_graph *graph;        /* float */
+    qd_role role;
+    const qd_schedule *schedule;  /* denoisers */
+    const qd_params *params;      /* by the method's rows */
+} qd_quant_task;
+
+typedef struct qd_method {
+    const char *name, *summary;
+    const qd_param *params;
+    qd_needs needs;
+    qd_role role;
+    /* *out is a new graph with quantize/qconv2d/qlinear nodes. Same task and seed, same bytes, whatever the number of threads. */
+    qd_status (*run)(const qd_quant_task *task, const qd_run *run, qd_graph **out, qd_quant_report *report, qd_err *err);
+} qd_method;
+extern const qd_method *const qd_methods[]; /* NULL-terminated: minmax, mse (diffusion) */
+const qd_method *qd_method_find(const char *name);
+
+/* The fake-quant twin of a quantized graph: quantize -> fake_quant, qconv2d -> conv2d with dequantized weights, and so on. The
+ * judge of the integer path, and a way to run it in float. Node names stay. */
+qd_status qd_quant_fake_twin(const qd_graph *quantized, qd_graph **out, qd_err *err);
+
+/* eps SQNR by time step of `quantized` against `reference` on the reference's own trajectories. */
+qd_status qd_quant_measure_eps(const qd_graph *reference, const qd_graph *quantized, const qd_schedule *schedule,
+                               const qd_sample_options *o, int64_t samples, int every, const qd_run *run,
+                               qd_quant_report *report, qd_err *err);
+
+#endif
