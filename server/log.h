@@ -7,6 +7,7 @@ typedef enum sv_level { SV_DEBUG, SV_INFO, SV_WARN, SV_ERROR } sv_level;
 
 void sv_log_level(sv_level least);
 /* fields: "key", value pairs, ended by NULL; values are quoted and escaped when they need it. */
-void sv_log(sv_level level, const char *event, ... /* const char *key, const char *value, ..., NULL */) __attribute__((sentinel));
+void sv_log(sv_level level, const char *event, ... /* const char *key, const char *value, ..., NULL */)
+    __attribute__((sentinel));
 
 #endif

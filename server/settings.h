@@ -12,15 +12,15 @@ typedef struct sv_settings {
     char *listen_host; /* from `listen` "127.0.0.1:8420" */
     int listen_port;   /* 0 = any free port, printed at start */
     char *data_dir;
-    int workers;            /* worker threads; 0 = none (queue only) */
-    int threads;            /* threads of each job; workers * threads <= cores by default */
+    int workers; /* worker threads; 0 = none (queue only) */
+    int threads; /* threads of each job; workers * threads <= cores by default */
     int64_t max_upload_bytes;
     int64_t max_unpacked_bytes;
     int64_t job_memory_bytes; /* budget of one job */
     int lease_ms, heartbeat_ms;
     int http_threads;
     char *log_level;
-    bool insecure;          /* listen beyond loopback without keys */
+    bool insecure; /* listen beyond loopback without keys */
 } sv_settings;
 
 extern const qd_param sv_setting_rows[];

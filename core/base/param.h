@@ -8,7 +8,13 @@
 
 #include "base/err.h"
 
-typedef enum qd_param_type { QD_PARAM_INT, QD_PARAM_NUMBER, QD_PARAM_BOOL, QD_PARAM_STRING, QD_PARAM_CHOICE } qd_param_type;
+typedef enum qd_param_type {
+    QD_PARAM_INT,
+    QD_PARAM_NUMBER,
+    QD_PARAM_BOOL,
+    QD_PARAM_STRING,
+    QD_PARAM_CHOICE
+} qd_param_type;
 
 /* One row. Arrays of rows end with a row whose name is NULL. All strings are static. */
 typedef struct qd_param {
@@ -41,7 +47,8 @@ qd_status qd_params_set_int(qd_params *p, const char *name, int64_t v, qd_err *e
 qd_status qd_params_set_number(qd_params *p, const char *name, double v, qd_err *err);
 qd_status qd_params_set_bool(qd_params *p, const char *name, bool v, qd_err *err);
 qd_status qd_params_set_string(qd_params *p, const char *name, const char *v, qd_err *err);
-qd_status qd_params_set_text(qd_params *p, const char *name, const char *text, qd_err *err); /* parse by the row's type */
+qd_status qd_params_set_text(qd_params *p, const char *name, const char *text,
+                             qd_err *err); /* parse by the row's type */
 /* Fails naming the first row without value. */
 qd_status qd_params_check(const qd_params *p, qd_err *err);
 bool qd_params_given(const qd_params *p, const char *name); /* set by the caller, not by default */

@@ -31,8 +31,8 @@ typedef struct qd_run {
 qd_status qd_run_check(const qd_run *run, qd_err *err);
 void qd_run_progress(const qd_run *run, const char *phase, const char *item, int64_t done, int64_t total);
 void qd_run_metric(const qd_run *run, const char *name, int64_t step, double value);
-void qd_run_layer(const qd_run *run, const char *name, int64_t step, int weight_bits, int activation_bits, double sqnr_db,
-                  double lo, double hi);
+void qd_run_layer(const qd_run *run, const char *name, int64_t step, int weight_bits, int activation_bits,
+                  double sqnr_db, double lo, double hi);
 void qd_run_warn(const qd_run *run, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 int qd_run_threads(const qd_run *run);
 qd_budget *qd_run_budget(const qd_run *run);

@@ -35,7 +35,8 @@ typedef struct qd_unpack_limits {
     uint64_t max_bytes;
     int max_entries;
 } qd_unpack_limits;
-qd_status qd_archive_unpack(const char *archive_path, const char *dest_dir, const qd_unpack_limits *limits, qd_err *err);
+qd_status qd_archive_unpack(const char *archive_path, const char *dest_dir, const qd_unpack_limits *limits,
+                            qd_err *err);
 /* Does the file start like an archive we open? */
 bool qd_archive_sniff(const char *path);
 

@@ -13,8 +13,8 @@ typedef enum qd_spacing { QD_SPACING_LEADING, QD_SPACING_TRAILING, QD_SPACING_LI
 
 /* The training-time noise process and a scheduler's habits. */
 typedef struct qd_schedule {
-    int train_steps;       /* T, 1..10000 */
-    double *alpha_bar;     /* [T], cumprod(1 - beta), double */
+    int train_steps;   /* T, 1..10000 */
+    double *alpha_bar; /* [T], cumprod(1 - beta), double */
     qd_prediction prediction;
     qd_variance variance;
     bool clip_sample;
@@ -27,8 +27,8 @@ typedef struct qd_schedule {
 qd_status qd_schedule_open(const qd_config *config, qd_schedule **out, qd_err *err);
 void qd_schedule_free(qd_schedule *s);
 /* beta_schedule: "linear", "scaled_linear", "squaredcos_cap_v2". */
-qd_status qd_schedule_make(const char *beta_schedule, double beta_start, double beta_end, int train_steps, qd_schedule **out,
-                           qd_err *err);
+qd_status qd_schedule_make(const char *beta_schedule, double beta_start, double beta_end, int train_steps,
+                           qd_schedule **out, qd_err *err);
 
 /* Descending time steps for `steps` sampling steps; t has room for `steps`. QD_E_INVALID when steps is not 1..T. */
 qd_status qd_timesteps(const qd_schedule *s, qd_spacing spacing, int steps, int *t, qd_err *err);
@@ -53,20 +53,21 @@ typedef struct qd_sampler_hook {
 typedef struct qd_sample_options {
     int steps;
     qd_spacing spacing;
-    double eta;             /* ddim */
-    int clip;               /* 1 clip x0 to the schedule's range, 0 do not, -1 as the schedule says */
+    double eta; /* ddim */
+    int clip;   /* 1 clip x0 to the schedule's range, 0 do not, -1 as the schedule says */
     uint64_t seed;
-    int64_t first_sample;   /* number of batch item 0: sample k draws from streams of its own, so that an image does not depend
+    int64_t
+        first_sample; /* number of batch item 0: sample k draws from streams of its own, so that an image does not depend
                                on which others share its batch */
 } qd_sample_options;
 
 typedef struct qd_sampler {
     const char *name, *summary;
-    const qd_param *params; /* steps, spacing, eta, clip: those it knows */
+    const qd_param *params;                   /* steps, spacing, eta, clip: those it knows */
     int (*calls)(const qd_sample_options *o); /* predictor calls it will make */
     /* x: in N(0,1) noise (qd_sample_noise), out the image; [batch, C, H, W]. */
-    qd_status (*run)(const qd_schedule *s, const qd_sample_options *o, const qd_predictor *p, const qd_sampler_hook *hook,
-                     const qd_run *run, float *x, qd_err *err);
+    qd_status (*run)(const qd_schedule *s, const qd_sample_options *o, const qd_predictor *p,
+                     const qd_sampler_hook *hook, const qd_run *run, float *x, qd_err *err);
 } qd_sampler;
 extern const qd_sampler *const qd_samplers[]; /* NULL-terminated: samplers.c; ddpm, ddim */
 const qd_sampler *qd_sampler_find(const char *name);
@@ -77,8 +78,8 @@ void qd_sample_noise(float *x, int64_t batch, int64_t elements_per_sample, uint6
 /* A denoiser graph as predictor: compiles a plan of that batch. The predictor lends from the object. */
 typedef struct qd_denoiser qd_denoiser;
 struct qd_backend;
-qd_status qd_denoiser_new(const qd_graph *g, int64_t batch, int threads, const struct qd_backend *backend, qd_budget *budget,
-                          qd_denoiser **out, qd_err *err);
+qd_status qd_denoiser_new(const qd_graph *g, int64_t batch, int threads, const struct qd_backend *backend,
+                          qd_budget *budget, qd_denoiser **out, qd_err *err);
 void qd_denoiser_free(qd_denoiser *d);
 qd_predictor qd_denoiser_predictor(qd_denoiser *d);
 

@@ -25,7 +25,7 @@ typedef struct qd_attr {
     qd_attr_kind kind;
     int64_t i;
     double f;
-    int n;                    /* INTS: how many */
+    int n; /* INTS: how many */
     int64_t ints[QD_MAX_RANK];
 } qd_attr;
 #define QD_INT(name_, v) ((qd_attr){ .name = (name_), .kind = QD_ATTR_INT, .i = (v) })
@@ -33,15 +33,15 @@ typedef struct qd_attr {
 qd_attr qd_attr_ints(const char *name, int n, const int64_t *v);
 
 typedef struct qd_node {
-    const qd_op *op;               /* &qd_op_input, &qd_op_const, &qd_op_conv2d, ... */
-    const char *name;              /* unique in the graph; for layers the weight's prefix, "down_blocks.0.resnets.0.conv1" */
+    const qd_op *op;  /* &qd_op_input, &qd_op_const, &qd_op_conv2d, ... */
+    const char *name; /* unique in the graph; for layers the weight's prefix, "down_blocks.0.resnets.0.conv1" */
     int n_inputs;
     qd_node_id input[QD_MAX_INPUTS];
-    int n_attrs;                   /* = the op's, in the op's order, defaults filled in */
+    int n_attrs; /* = the op's, in the op's order, defaults filled in */
     qd_attr attr[QD_MAX_ATTRS];
-    qd_dtype dtype;                /* of the value it makes */
-    qd_shape shape;                /* declared shape of inputs (-1 = batch) and shape of constants; else rank -1 */
-    qd_tensor value;               /* constants only */
+    qd_dtype dtype;  /* of the value it makes */
+    qd_shape shape;  /* declared shape of inputs (-1 = batch) and shape of constants; else rank -1 */
+    qd_tensor value; /* constants only */
 } qd_node;
 
 qd_status qd_graph_new(qd_graph **out, qd_err *err);

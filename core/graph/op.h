@@ -9,8 +9,8 @@
 typedef struct qd_op_attr {
     const char *name;
     qd_attr_kind kind;
-    double fallback;      /* INT and FLOAT default; NAN = must be given */
-    int n;                /* INTS: how many values (0 = any up to QD_MAX_RANK) */
+    double fallback; /* INT and FLOAT default; NAN = must be given */
+    int n;           /* INTS: how many values (0 = any up to QD_MAX_RANK) */
     const char *summary;
 } qd_op_attr;
 
@@ -22,9 +22,9 @@ typedef struct qd_operand {
 } qd_operand;
 
 struct qd_op {
-    const char *name;    /* "conv2d"; also in bundles: never renamed */
+    const char *name; /* "conv2d"; also in bundles: never renamed */
     const char *summary;
-    const qd_op_attr *attrs; /* ends with name NULL; may be NULL */
+    const qd_op_attr *attrs;    /* ends with name NULL; may be NULL */
     int min_inputs, max_inputs; /* those past min may be -1 or left out */
 
     /* Shape and dtype of the result. in[k].shape.rank < 0 for an input left out. All dims are known here (no -1). Must accept

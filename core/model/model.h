@@ -25,7 +25,8 @@ void qd_meta_at(const qd_meta *m, int k, const char **key, const char **value);
 typedef struct qd_weights qd_weights;
 qd_status qd_weights_new(qd_weights **out, qd_err *err);
 void qd_weights_free(qd_weights *w);
-qd_status qd_weights_add(qd_weights *w, const char *name, const qd_tensor *t, qd_err *err); /* shares storage; names unique */
+qd_status qd_weights_add(qd_weights *w, const char *name, const qd_tensor *t,
+                         qd_err *err); /* shares storage; names unique */
 const qd_tensor *qd_weights_find(const qd_weights *w, const char *name);
 int qd_weights_count(const qd_weights *w);
 const char *qd_weights_name(const qd_weights *w, int k);
@@ -40,13 +41,14 @@ qd_status qd_safetensors_open(const char *path, qd_weights **out, qd_meta *meta,
 qd_status qd_safetensors_parse(const void *data, size_t size, qd_weights **out, qd_meta *meta, qd_err *err);
 /* Written in the order given, data 64-byte aligned, all or nothing. sha256 may be NULL (QD_SHA256_HEX bytes otherwise). Same
  * input, same bytes. */
-qd_status qd_safetensors_save(const char *path, const qd_weights *w, const qd_meta *meta, char *sha256_hex, qd_err *err);
+qd_status qd_safetensors_save(const char *path, const qd_weights *w, const qd_meta *meta, char *sha256_hex,
+                              qd_err *err);
 
 /* --- configuration files: a JSON object, read with typed getters --- */
 typedef struct qd_config qd_config;
 qd_status qd_config_parse(const char *text, size_t size, const char *origin, qd_config **out, qd_err *err);
 void qd_config_free(qd_config *c);
-const char *qd_config_text(const qd_config *c); /* canonical JSON, lent */
+const char *qd_config_text(const qd_config *c);          /* canonical JSON, lent */
 bool qd_config_has(const qd_config *c, const char *key); /* present and not null */
 /* Absent or null: *out stays as it is (put the default there first). Wrong type or range: QD_E_FORMAT naming key and value. */
 qd_status qd_config_int(const qd_config *c, const char *key, int64_t min, int64_t max, int64_t *out, qd_err *err);
@@ -54,7 +56,8 @@ qd_status qd_config_number(const qd_config *c, const char *key, double *out, qd_
 qd_status qd_config_bool(const qd_config *c, const char *key, bool *out, qd_err *err);
 qd_status qd_config_string(const qd_config *c, const char *key, const char **out, qd_err *err); /* lent */
 /* Arrays: at most cap entries; *n is what was there, unchanged when absent. A single value counts as an array of one. */
-qd_status qd_config_ints(const qd_config *c, const char *key, int64_t min, int64_t max, int64_t *out, int cap, int *n, qd_err *err);
+qd_status qd_config_ints(const qd_config *c, const char *key, int64_t min, int64_t max, int64_t *out, int cap, int *n,
+                         qd_err *err);
 qd_status qd_config_numbers(const qd_config *c, const char *key, double *out, int cap, int *n, qd_err *err);
 qd_status qd_config_strings(const qd_config *c, const char *key, const char **out, int cap, int *n, qd_err *err);
 /* Each top-level key in turn, so that callers can warn about those they do not know. */

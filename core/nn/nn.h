@@ -23,7 +23,8 @@ typedef struct qd_network_kind {
     qd_role role;
     /* Denoisers: inputs "sample" [-1, C, H, W] f32 and "timestep" [-1] f32 (then "class_labels" [-1] when conditional), output
      * "eps". Fails naming the config key or the tensor. Config keys the kind does not know go to run's warn. */
-    qd_status (*build)(const qd_config *config, qd_weight_source *weights, const qd_run *run, qd_graph **out, qd_err *err);
+    qd_status (*build)(const qd_config *config, qd_weight_source *weights, const qd_run *run, qd_graph **out,
+                       qd_err *err);
 } qd_network_kind;
 extern const qd_network_kind *const qd_network_kinds[]; /* NULL-terminated: zoo.c */
 

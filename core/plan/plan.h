@@ -24,9 +24,9 @@ const char *qd_backend_name(const qd_backend *b);
 typedef struct qd_plan_options {
     const qd_shape *input_shapes; /* one for each graph input, batch filled in */
     int n_inputs;
-    int threads;                  /* 0 counts as 1 */
-    const qd_backend *backend;    /* NULL = qd_backend_default() */
-    qd_budget *budget;            /* arena and packed weights are drawn from it; may be NULL */
+    int threads;               /* 0 counts as 1 */
+    const qd_backend *backend; /* NULL = qd_backend_default() */
+    qd_budget *budget;         /* arena and packed weights are drawn from it; may be NULL */
 
     /* Values to be shown while running, whatever fusion would have done: after each is made, observe(ctx, id, data, shape) gets
      * it as a row-major (NCHW) float array; codes are shown as the float of the code. */
@@ -54,7 +54,7 @@ typedef struct qd_plan_step {
     const char *kind; /* "conv", "norm+silu+quantize", ... */
     const char *impl; /* oneDNN's implementation name, or ours */
     int64_t macs;
-    double seconds;   /* summed over runs; 0 without profile */
+    double seconds; /* summed over runs; 0 without profile */
     int64_t runs;
 } qd_plan_step;
 int qd_plan_steps(const qd_plan *p);

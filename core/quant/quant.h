@@ -21,7 +21,7 @@ typedef struct qd_affine {
     int32_t zero;       // the code that means exactly 0.0; in [qmin, qmax]
     int32_t qmin, qmax; // inclusive
     int bits;
-    bool symmetric;     // two's complement codes around zero 0; else 0..2^bits-1
+    bool symmetric; // two's complement codes around zero 0; else 0..2^bits-1
 } qd_affine;
 
 /* Min-max fit, widened so that 0.0 is exact. bits 2..8 (2..16 for fake quant). See STYLE: all-zero range gets scale 1. */
@@ -51,15 +51,15 @@ typedef enum qd_needs { QD_NEEDS_NOTHING = 0, QD_NEEDS_DATA = 1, QD_NEEDS_DENOIS
 /* One quantized layer, as reported. */
 typedef struct qd_layer_report {
     char name[160];
-    const char *op;        /* "conv2d", "linear" */
+    const char *op;                   /* "conv2d", "linear" */
     int weight_bits, activation_bits; /* 0 = left in float */
-    float scale;           // of the activation
+    float scale;                      // of the activation
     int32_t zero;
     float lo, hi;          // seen range of the activation
     double weight_sqnr_db; /* dequantized weight against float weight */
     double input_sqnr_db;  /* quantized input against float input, over the calibration set */
     int64_t macs, weights;
-    const char *note;      /* why it stayed in float, or "" */
+    const char *note; /* why it stayed in float, or "" */
 } qd_layer_report;
 
 typedef struct qd_quant_report {
@@ -78,10 +78,10 @@ void qd_quant_report_clear(qd_quant_report *r);
 qd_status qd_quant_report_json(const qd_quant_report *r, qd_buf *b, qd_err *err);
 
 typedef struct qd_quant_task {
-    const qd_graph *graph;        /* float */
+    const qd_graph *graph; /* float */
     qd_role role;
-    const qd_schedule *schedule;  /* denoisers */
-    const qd_params *params;      /* by the method's rows */
+    const qd_schedule *schedule; /* denoisers */
+    const qd_params *params;     /* by the method's rows */
 } qd_quant_task;
 
 typedef struct qd_method {
@@ -90,7 +90,8 @@ typedef struct qd_method {
     qd_needs needs;
     qd_role role;
     /* *out is a new graph with quantize/qconv2d/qlinear nodes. Same task and seed, same bytes, whatever the number of threads. */
-    qd_status (*run)(const qd_quant_task *task, const qd_run *run, qd_graph **out, qd_quant_report *report, qd_err *err);
+    qd_status (*run)(const qd_quant_task *task, const qd_run *run, qd_graph **out, qd_quant_report *report,
+                     qd_err *err);
 } qd_method;
 extern const qd_method *const qd_methods[]; /* NULL-terminated: minmax, mse (diffusion) */
 const qd_method *qd_method_find(const char *name);

@@ -9,8 +9,8 @@
 
 /* The shape of a 2-D convolution or pooling window. Output sizes are oh, ow. */
 typedef struct qd_conv_shape {
-    int64_t n, c, h, w;    /* input */
-    int64_t o, oh, ow;     /* output channels and size */
+    int64_t n, c, h, w; /* input */
+    int64_t o, oh, ow;  /* output channels and size */
     int64_t kh, kw;
     int64_t stride_h, stride_w;
     int64_t pad_t, pad_l, pad_b, pad_r;
@@ -21,8 +21,8 @@ typedef struct qd_conv_shape {
 /* k_conv.c */
 void qd_k_conv2d(float *dst, const float *src, const float *weight, const float *bias, const qd_conv_shape *s);
 /* Integer: acc = sum (q - x_zero) * w in int32 (exact), dst = x_scale * wscale[o] * acc + bias[o]. codes U8 or I8 by is_signed. */
-void qd_k_qconv2d(float *dst, const void *codes, bool is_signed, const int8_t *weight, const float *wscale, const float *bias,
-                  float x_scale, int32_t x_zero, const qd_conv_shape *s);
+void qd_k_qconv2d(float *dst, const void *codes, bool is_signed, const int8_t *weight, const float *wscale,
+                  const float *bias, float x_scale, int32_t x_zero, const qd_conv_shape *s);
 void qd_k_upsample(float *dst, const float *src, int64_t planes, int64_t h, int64_t w, int64_t fh, int64_t fw);
 void qd_k_avg_pool(float *dst, const float *src, const qd_conv_shape *s, bool count_pad);
 void qd_k_max_pool(float *dst, const float *src, const qd_conv_shape *s);
@@ -31,22 +31,23 @@ void qd_k_max_pool(float *dst, const float *src, const qd_conv_shape *s);
 /* dst [m, n] = alpha * a [m, k] b [k, n]; trans_a: a is [k, m]; trans_b: b is [n, k]. */
 void qd_k_gemm(float *dst, const float *a, const float *b, int64_t m, int64_t n, int64_t k, bool trans_a, bool trans_b,
                float alpha);
-void qd_k_linear(float *dst, const float *src, const float *weight, const float *bias, int64_t rows, int64_t in, int64_t out);
-void qd_k_qlinear(float *dst, const void *codes, bool is_signed, const int8_t *weight, const float *wscale, const float *bias,
-                  float x_scale, int32_t x_zero, int64_t rows, int64_t in, int64_t out);
+void qd_k_linear(float *dst, const float *src, const float *weight, const float *bias, int64_t rows, int64_t in,
+                 int64_t out);
+void qd_k_qlinear(float *dst, const void *codes, bool is_signed, const int8_t *weight, const float *wscale,
+                  const float *bias, float x_scale, int32_t x_zero, int64_t rows, int64_t in, int64_t out);
 
 /* k_norm.c */
-void qd_k_group_norm(float *dst, const float *src, const float *weight, const float *bias, int64_t n, int64_t c, int64_t space,
-                     int64_t groups, float eps);
+void qd_k_group_norm(float *dst, const float *src, const float *weight, const float *bias, int64_t n, int64_t c,
+                     int64_t space, int64_t groups, float eps);
 void qd_k_layer_norm(float *dst, const float *src, const float *weight, const float *bias, int64_t rows, int64_t width,
                      float eps);
-void qd_k_batch_norm(float *dst, const float *src, const float *weight, const float *bias, const float *mean, const float *var,
-                     int64_t n, int64_t c, int64_t space, float eps);
+void qd_k_batch_norm(float *dst, const float *src, const float *weight, const float *bias, const float *mean,
+                     const float *var, int64_t n, int64_t c, int64_t space, float eps);
 
 /* k_attn.c */
 void qd_k_softmax(float *dst, const float *src, int64_t outer, int64_t axis, int64_t inner);
-void qd_k_attention(float *dst, const float *q, const float *k, const float *v, int64_t n, int64_t t, int64_t s, int64_t c,
-                    int64_t heads, float scale);
+void qd_k_attention(float *dst, const float *q, const float *k, const float *v, int64_t n, int64_t t, int64_t s,
+                    int64_t c, int64_t heads, float scale);
 
 /* k_elem.c */
 typedef enum qd_unary { QD_SILU, QD_RELU, QD_GELU, QD_SIGMOID, QD_TANH } qd_unary;
@@ -56,6 +57,7 @@ void qd_k_clip(float *dst, const float *src, int64_t n, float lo, float hi);
 void qd_k_quantize(void *codes, const float *src, int64_t n, float inv_scale, int32_t zero, int32_t qmin, int32_t qmax,
                    bool is_signed, const float *inv_div, int64_t channels, int64_t inner);
 void qd_k_dequantize(float *dst, const void *codes, bool is_signed, int64_t n, float scale, int32_t zero);
-void qd_k_timestep(float *dst, const float *t, int64_t n, int64_t dim, bool flip_sin_to_cos, float freq_shift, float max_period);
+void qd_k_timestep(float *dst, const float *t, int64_t n, int64_t dim, bool flip_sin_to_cos, float freq_shift,
+                   float max_period);
 
 #endif

@@ -26,8 +26,8 @@ typedef enum qd_dtype {
     QD_DTYPE_COUNT,
 } qd_dtype;
 
-const char *qd_dtype_name(qd_dtype t);                 /* "f32", "bf16", "i4", ... */
-bool qd_dtype_find(const char *name, qd_dtype *out);   /* by that name */
+const char *qd_dtype_name(qd_dtype t);               /* "f32", "bf16", "i4", ... */
+bool qd_dtype_find(const char *name, qd_dtype *out); /* by that name */
 size_t qd_dtype_bits(qd_dtype t);
 
 /* f16 and bf16 to f32 is exact; f32 to them rounds to nearest even. */
@@ -43,7 +43,7 @@ typedef struct qd_shape {
 } qd_shape;
 
 qd_shape qd_shape_of(int rank, const int64_t *dim);
-#define QD_SHAPE(...) \
+#define QD_SHAPE(...)                                                                                                  \
     qd_shape_of((int)(sizeof((int64_t[]){ __VA_ARGS__ }) / sizeof(int64_t)), (const int64_t[]){ __VA_ARGS__ })
 bool qd_shape_equal(const qd_shape *a, const qd_shape *b);
 /* Number of elements; QD_E_LIMIT on overflow, QD_E_INVALID on a negative dim. */

@@ -21,11 +21,11 @@ typedef struct sv_method {
 typedef struct sv_task sv_task;
 
 typedef struct sv_kind {
-    const char *name, *summary;      /* "quantize" */
+    const char *name, *summary;          /* "quantize" */
     const sv_method *(*methods)(int *n); /* gathered from the core's tables */
     const char *default_method;
-    const qd_param *params;          /* common to all methods of the kind (without "method") */
-    const char *const *roles;        /* model roles it takes, NULL-terminated */
+    const qd_param *params;   /* common to all methods of the kind (without "method") */
+    const char *const *roles; /* model roles it takes, NULL-terminated */
     bool takes_bundle, takes_float;
     /* Runs on a worker thread. *result is a new JSON object. */
     qd_status (*run)(sv_task *t, json_t **result, qd_err *err);
@@ -37,7 +37,8 @@ const sv_kind *sv_kind_find(const char *name);
  * what is wrong. model existence, role and format are checked against the store. */
 qd_status sv_job_parse(sv_store *store, const json_t *body, sv_job_row *out, char pointer[128], qd_err *err);
 /* The params object of a method from its rows: JSON text in and out of qd_params. */
-qd_status sv_params_from_json(const json_t *object, const qd_param *const *row_sets, qd_params **out, char pointer[128], qd_err *err);
+qd_status sv_params_from_json(const json_t *object, const qd_param *const *row_sets, qd_params **out, char pointer[128],
+                              qd_err *err);
 /* JSON Schema of a kind, with methods and params (new reference). */
 json_t *sv_kind_schema(const sv_kind *k);
 
@@ -45,33 +46,34 @@ json_t *sv_kind_schema(const sv_kind *k);
 struct sv_task {
     const sv_job_row *job;
     const sv_model_row *model;
-    qd_params *params;      /* kind's and method's rows together */
+    qd_params *params; /* kind's and method's rows together */
     const sv_method *method;
-    qd_run run;             /* progress, metric, layer, warn go to the event log; cancel, threads, budget, seed set */
+    qd_run run; /* progress, metric, layer, warn go to the event log; cancel, threads, budget, seed set */
     const sv_settings *settings;
-    char *dir;              /* scratch folder of this attempt, removed afterwards */
+    char *dir; /* scratch folder of this attempt, removed afterwards */
     struct sv_reporter *reporter;
 };
 char *sv_task_model_path(const sv_task *t); /* absolute; qd_free */
 /* Publish: the file moves into the job's artifact folder under its hash, row and event are written. */
 qd_status sv_task_artifact(sv_task *t, const char *name, const char *mime, const char *scratch_path, qd_err *err);
 /* A picture made by the job: PNG bytes on disk, row, event, and a binary frame to live listeners. kind 1 sample, 2 pair. */
-qd_status sv_task_sample(sv_task *t, uint32_t frame_kind, int64_t step, int64_t index, const void *png, size_t size, int width, int height,
-                         double psnr_db, qd_err *err);
+qd_status sv_task_sample(sv_task *t, uint32_t frame_kind, int64_t step, int64_t index, const void *png, size_t size,
+                         int width, int height, double psnr_db, qd_err *err);
 /* Register a bundle (already an artifact) as a model; id into out. */
 qd_status sv_task_model(sv_task *t, const char *artifact_name, const char *name, char out_id[40], qd_err *err);
 
 /* --- workers --- */
 typedef struct sv_workers sv_workers;
 qd_status sv_workers_start(const sv_settings *settings, sv_store *store, sv_bus *bus, sv_workers **out, qd_err *err);
-void sv_workers_wake(sv_workers *w);               /* a job was queued */
+void sv_workers_wake(sv_workers *w);                       /* a job was queued */
 void sv_workers_cancel(sv_workers *w, const char *job_id); /* raise the flag of a job running here, at once */
-void sv_workers_stop(sv_workers *w);               /* running jobs go back to the queue; joins; frees */
+void sv_workers_stop(sv_workers *w);                       /* running jobs go back to the queue; joins; frees */
 int sv_workers_busy(const sv_workers *w);
 int sv_workers_count(const sv_workers *w);
 
 /* Cancel through store and workers; reply as API.md 3 says. http_status 200 or 202. */
-qd_status sv_jobs_request_cancel(sv_store *store, sv_workers *w, sv_bus *bus, const char *id, json_t **reply, int *http_status, qd_err *err);
+qd_status sv_jobs_request_cancel(sv_store *store, sv_workers *w, sv_bus *bus, const char *id, json_t **reply,
+                                 int *http_status, qd_err *err);
 /* The job as API.md shows it (new reference). */
 json_t *sv_job_json(sv_store *store, const sv_job_row *j);
 json_t *sv_model_json(const sv_model_row *m);
@@ -80,6 +82,7 @@ json_t *sv_model_json(const sv_model_row *m);
 qd_status sv_run_once(const sv_settings *settings, const char *job_path, const char *out_dir, qd_err *err);
 
 /* Look into an uploaded file or folder and say what it is: format, role, summary (JSON text, qd_free). */
-qd_status sv_model_inspect(const char *path, const sv_settings *settings, char **format, char **role, char **summary, qd_err *err);
+qd_status sv_model_inspect(const char *path, const sv_settings *settings, char **format, char **role, char **summary,
+                           qd_err *err);
 
 #endif

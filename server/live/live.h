@@ -15,10 +15,10 @@ typedef struct sv_store sv_store;
 /* One message: counted, immutable once published. */
 typedef struct sv_message {
     char job_id[40];
-    int64_t seq;       /* 0 = not in the log */
-    char type[16];     /* "progress", "sample", "state", "end", ... */
-    char *envelope;    /* the JSON envelope of API.md 4 */
-    uint8_t *frame;    /* a complete binary frame body (kind, n, header, bytes) or NULL */
+    int64_t seq;    /* 0 = not in the log */
+    char type[16];  /* "progress", "sample", "state", "end", ... */
+    char *envelope; /* the JSON envelope of API.md 4 */
+    uint8_t *frame; /* a complete binary frame body (kind, n, header, bytes) or NULL */
     size_t frame_size;
 } sv_message;
 
@@ -26,8 +26,8 @@ typedef struct sv_bus sv_bus;
 qd_status sv_bus_new(sv_bus **out, qd_err *err);
 void sv_bus_free(sv_bus *b);
 /* Copies. Never blocks for longer than a mutex. */
-void sv_bus_publish(sv_bus *b, const char *job_id, int64_t seq, const char *type, const char *envelope, const void *frame,
-                    size_t frame_size);
+void sv_bus_publish(sv_bus *b, const char *job_id, int64_t seq, const char *type, const char *envelope,
+                    const void *frame, size_t frame_size);
 /* fn runs on the publisher's thread, under no lock of the caller's, and must only note and wake. job_id NULL = all. */
 typedef struct sv_listener sv_listener;
 sv_listener *sv_bus_listen(sv_bus *b, const char *job_id, void (*fn)(void *ctx, const sv_message *m), void *ctx);

@@ -18,13 +18,16 @@
 /* Fails with the words in err. */
 #define check_ok(expr, err) harness_check_ok((expr), (err), #expr, __FILE__, __LINE__)
 /* Fails unless expr gives exactly `status` and the words contain `text` (NULL = anything). Clears err afterwards. */
-#define check_fails(expr, status, text, err) harness_check_fails((expr), (status), (text), (err), #expr, __FILE__, __LINE__)
+#define check_fails(expr, status, text, err)                                                                           \
+    harness_check_fails((expr), (status), (text), (err), #expr, __FILE__, __LINE__)
 void harness_check_ok(qd_status st, const qd_err *err, const char *what, const char *file, int line);
-void harness_check_fails(qd_status st, qd_status want, const char *text, qd_err *err, const char *what, const char *file, int line);
+void harness_check_fails(qd_status st, qd_status want, const char *text, qd_err *err, const char *what,
+                         const char *file, int line);
 
 /* |a - b| <= abs_tol + rel_tol * max|b| everywhere; otherwise fails with the worst place and both values. Returns the worst
  * absolute error over max|b| (0 when b is all zero and equal). */
-#define check_close(a, b, n, abs_tol, rel_tol) harness_check_close((a), (b), (n), (abs_tol), (rel_tol), #a " vs " #b, __FILE__, __LINE__)
+#define check_close(a, b, n, abs_tol, rel_tol)                                                                         \
+    harness_check_close((a), (b), (n), (abs_tol), (rel_tol), #a " vs " #b, __FILE__, __LINE__)
 double harness_check_close(const float *a, const float *b, int64_t n, double abs_tol, double rel_tol, const char *what,
                            const char *file, int line);
 
