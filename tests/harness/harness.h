@@ -42,4 +42,9 @@ const char *harness_tmp(void);
 /* Random floats of N(0, scale^2) from a seed that is printed when a check fails. */
 void harness_normal(float *dst, int64_t n, uint64_t seed, float scale);
 
+/* Call fn(ctx, err) again and again, the k-th time with its k-th allocation failing, until a call needs no more than k. Each call
+ * must give QD_E_NOMEM with words, or QD_OK where it can do without; it must clean up after itself both times (the leak checker of
+ * a sanitizer build sees to that). Returns how many allocations a clean call makes; fails when there are `limit` or more. */
+long harness_run_each_alloc(qd_status (*fn)(void *ctx, qd_err *err), void *ctx, long limit);
+
 #endif
