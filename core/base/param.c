@@ -12,13 +12,15 @@
 #include "base/bytes.h"
 #include "base/mem.h"
 
+struct value {
+    qd_param_value v;
+    bool filled, given;
+};
+
 struct qd_params {
     const qd_param *rows;
     int n;
-    struct value {
-        qd_param_value v;
-        bool filled, given;
-    } value[];
+    struct value value[];
 };
 
 static bool holds_text(const qd_param *row)
@@ -113,8 +115,8 @@ static qd_status fail_choice(const qd_param *row, const char *got, qd_err *err)
 
 qd_status qd_params_set_int(qd_params *p, const char *name, int64_t v, qd_err *err)
 {
-    const qd_param *row;
-    struct value *value;
+    const qd_param *row = NULL;
+    struct value *value = NULL;
     qd_status st = find_row(p, name, &row, &value, err);
     if (st)
         return st;
@@ -139,8 +141,8 @@ qd_status qd_params_set_int(qd_params *p, const char *name, int64_t v, qd_err *e
 
 qd_status qd_params_set_number(qd_params *p, const char *name, double v, qd_err *err)
 {
-    const qd_param *row;
-    struct value *value;
+    const qd_param *row = NULL;
+    struct value *value = NULL;
     qd_status st = find_row(p, name, &row, &value, err);
     if (st)
         return st;
@@ -162,8 +164,8 @@ qd_status qd_params_set_number(qd_params *p, const char *name, double v, qd_err 
 
 qd_status qd_params_set_bool(qd_params *p, const char *name, bool v, qd_err *err)
 {
-    const qd_param *row;
-    struct value *value;
+    const qd_param *row = NULL;
+    struct value *value = NULL;
     qd_status st = find_row(p, name, &row, &value, err);
     if (st)
         return st;
@@ -176,8 +178,8 @@ qd_status qd_params_set_bool(qd_params *p, const char *name, bool v, qd_err *err
 
 qd_status qd_params_set_string(qd_params *p, const char *name, const char *v, qd_err *err)
 {
-    const qd_param *row;
-    struct value *value;
+    const qd_param *row = NULL;
+    struct value *value = NULL;
     qd_status st = find_row(p, name, &row, &value, err);
     if (st)
         return st;
@@ -203,8 +205,8 @@ qd_status qd_params_set_string(qd_params *p, const char *name, const char *v, qd
 
 qd_status qd_params_set_text(qd_params *p, const char *name, const char *text, qd_err *err)
 {
-    const qd_param *row;
-    struct value *value;
+    const qd_param *row = NULL;
+    struct value *value = NULL;
     qd_status st = find_row(p, name, &row, &value, err);
     if (st)
         return st;

@@ -12,6 +12,7 @@ typedef struct qd_sqnr {
 } qd_sqnr;
 void qd_sqnr_add(qd_sqnr *s, const float *x, const float *y, int64_t n);
 double qd_sqnr_value_db(const qd_sqnr *s);
+/* x.y / (|x| |y|); 1 when both are zero, 0 when one is. */
 double qd_cosine(const float *x, const float *y, int64_t n);
 
 #endif

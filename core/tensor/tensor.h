@@ -62,7 +62,7 @@ typedef struct qd_tensor {
     void *data; /* first element; 64-byte aligned for fresh tensors, unaligned for mapped ones */
 } qd_tensor;
 
-/* New zeroed storage of its own. budget may be NULL. On failure *t is untouched. */
+/* New zeroed storage of its own. budget may be NULL, else it must outlive the storage. On failure *t is untouched. */
 qd_status qd_tensor_init(qd_tensor *t, qd_dtype dtype, const qd_shape *shape, qd_budget *budget, qd_err *err);
 /* A view of foreign bytes of exactly qd_tensor_bytes: `release(owner)` runs when the last reference goes. release may be NULL. */
 qd_status qd_tensor_wrap(qd_tensor *t, qd_dtype dtype, const qd_shape *shape, const void *data, void *owner,
