@@ -1,0 +1,96 @@
+// submit.js - the form of a new job, built from /v1/kinds: whatever a method's schema says can be set here.
+import { get, post } from './api.js';
+import { h, replace, toast } from './dom.js';
+import { describe, dropZone } from './models.js';
+
+function field(name, s) {
+  const id = `p-${name}`;
+  const hint = [s.description, s.minimum !== undefined && s.maximum !== undefined && `${s.minimum} to ${s.maximum}`].filter(Boolean).join(' ');
+  let input;
+  if (s.enum) input = h('select', { id, name }, s.enum.map((v) => h('option', { value: String(v), selected: v === s.default }, String(v))));
+  else if (s.type === 'boolean') input = h('input', { id, name, type: 'checkbox', checked: s.default === true });
+  else if (s.type === 'integer' || s.type === 'number') {
+    input = h('input', { id, name, type: 'number', step: s.type === 'integer' ? '1' : 'any', placeholder: s.default ?? '', value: '' });
+    if (s.minimum !== undefined) input.min = s.minimum;
+    if (s.maximum !== undefined) input.max = s.maximum;
+  } else input = h('input', { id, name, type: 'text', placeholder: s.default ?? '', value: '' });
+  return { name, schema: s, input, el: h('div', { class: 'field' }, h('label', { for: id }, name.replaceAll('_', ' ')), input, h('small', { class: 'muted' }, hint)) };
+}
+
+function valueOf(f) {
+  const { input, schema } = f;
+  if (schema.type === 'boolean') return input.checked === (schema.default === true) ? undefined : input.checked;
+  if (input.value === '' || String(schema.default) === input.value) return undefined;
+  return schema.type === 'integer' || schema.type === 'number' ? Number(input.value) : input.value;
+}
+
+export function newPage(main, wantedModel) {
+  const form = h('form', { class: 'card' });
+  let gone = false;
+
+  async function open() {
+    const [kinds, models] = await Promise.all([get('/v1/kinds'), get('/v1/models?limit=100')]);
+    if (gone) return;
+    let fields = [];
+    const model = h('select', { id: 'model', required: true },
+      models.data.map((m) => h('option', { value: m.id, selected: m.id === wantedModel }, `${m.name || m.id} (${describe(m)})`)));
+    const chosen = () => models.data.find((m) => m.id === model.value);
+    const kind = h('select', { id: 'kind', onchange: methods }, kinds.data.map((k) => h('option', { value: k.name }, k.name)));
+    const method = h('select', { id: 'method', onchange: params });
+    const about = h('p', { class: 'muted' });
+    const basics = h('div', { class: 'fields' });
+    const error = h('p', { class: 'problem', hidden: true, role: 'alert' });
+    const current = () => kinds.data.find((k) => k.name === kind.value);
+
+    function methods() {
+      replace(method, current().methods.map((m) => h('option', { value: m.name, selected: m.name === current().default_method }, m.name)));
+      params();
+    }
+    function params() {
+      const m = current().methods.find((x) => x.name === method.value);
+      about.textContent = `${current().summary} ${m.summary}`;
+      fields = Object.entries(m.params.properties).filter(([n]) => n !== 'method').map(([n, s]) => field(n, s));
+      replace(basics, fields.map((f) => f.el));
+    }
+    model.addEventListener('change', () => {
+      kind.value = chosen()?.format === 'bundle' ? 'sample' : 'quantize';
+      methods();
+    });
+    if (chosen()?.format === 'bundle') kind.value = 'sample';
+    methods();
+
+    form.onsubmit = async (e) => {
+      e.preventDefault();
+      error.hidden = true;
+      const body = { kind: kind.value, model: model.value, params: { method: method.value } };
+      for (const f of fields) {
+        const v = valueOf(f);
+        if (v !== undefined) body.params[f.name] = v;
+        f.input.removeAttribute('aria-invalid');
+      }
+      try {
+        const job = await post('/v1/jobs', body);
+        location.hash = `#/jobs/${job.id}`;
+      } catch (problem) {
+        error.hidden = false;
+        error.textContent = problem.message;
+        const name = problem.doc?.param?.split('/').pop();
+        const bad = fields.find((f) => f.name === name);
+        if (bad) { bad.input.setAttribute('aria-invalid', 'true'); bad.input.focus(); }
+      }
+    };
+    replace(form,
+      h('div', { class: 'fields' },
+        h('div', { class: 'field' }, h('label', { for: 'model' }, 'model'), model),
+        h('div', { class: 'field' }, h('label', { for: 'kind' }, 'kind'), kind),
+        h('div', { class: 'field' }, h('label', { for: 'method' }, 'method'), method)),
+      about,
+      h('details', { open: true }, h('summary', {}, 'Parameters'), basics),
+      error,
+      h('button', { class: 'primary', type: 'submit', disabled: models.data.length === 0 }, 'Submit'));
+  }
+
+  replace(main, h('h1', {}, 'New job'), dropZone((m) => { location.hash = `#/new?model=${m.id}`; }), form);
+  open().catch((e) => toast(e.message));
+  return () => { gone = true; };
+}
