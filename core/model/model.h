@@ -39,7 +39,8 @@ const qd_tensor *qd_weights_at(const qd_weights *w, int k);
 qd_status qd_safetensors_open(const char *path, qd_weights **out, qd_meta *meta, qd_err *err);
 /* The same over borrowed bytes that outlive the tensors (for tests and fuzzing). */
 qd_status qd_safetensors_parse(const void *data, size_t size, qd_weights **out, qd_meta *meta, qd_err *err);
-/* Written in the order given, data 64-byte aligned, all or nothing. sha256 may be NULL (QD_SHA256_HEX bytes otherwise). Same
+/* The header lists the tensors in the order given; data starts 64-byte aligned and is laid out by element size, so that every
+ * tensor lies on its own alignment. All or nothing. sha256 may be NULL (QD_SHA256_HEX bytes otherwise). Same
  * input, same bytes. */
 qd_status qd_safetensors_save(const char *path, const qd_weights *w, const qd_meta *meta, char *sha256_hex,
                               qd_err *err);
@@ -89,9 +90,12 @@ void qd_model_free(qd_model *m);
 
 /* --- quantized bundle: one safetensors file holding codes, scales and float leftovers; its metadata holds the graph ("graph"),
  * and whatever the caller put into meta (config, scheduler_config, manifest, ..). Loading verifies the graph like any
- * stranger's. --- */
+ * stranger's. The keys "format" and "graph" are the bundle's own: a caller's are left out when saving, and opening gives back
+ * the others only, so that saving again gives the same bytes. --- */
 #define QD_BUNDLE_FORMAT "quantd-bundle-1"
 qd_status qd_bundle_save(const char *path, const qd_graph *g, const qd_meta *meta, char *sha256_hex, qd_err *err);
 qd_status qd_bundle_open(const char *path, qd_graph **graph, qd_meta **meta, qd_err *err);
+/* The same over borrowed bytes that outlive the graph (for tests and fuzzing). */
+qd_status qd_bundle_parse(const void *data, size_t size, qd_graph **graph, qd_meta **meta, qd_err *err);
 
 #endif

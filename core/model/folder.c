@@ -1,0 +1,326 @@
+/* folder.c - models as folders: a diffusers pipeline, a bare network beside its config, sharded weights
+ * (diffusion_models.md 1). */
+#include "model/model_int.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <string.h>
+
+#include "base/fs.h"
+
+#define CONFIG_MAX_BYTES (8u << 20)
+#define INDEX_SUFFIX ".safetensors.index.json"
+#define WEIGHTS_SUFFIX ".safetensors"
+#define MAIN_WEIGHTS "diffusion_pytorch_model"
+
+static bool ends_with(const char *s, const char *suffix)
+{
+    const size_t n = strlen(s), k = strlen(suffix);
+    return n >= k && strcmp(s + n - k, suffix) == 0;
+}
+
+/* *out = a/b, whether it exists or not. */
+static qd_status join(const char *a, const char *b, char **out, qd_err *err)
+{
+    *out = qd_fs_join(a, b);
+    return *out ? QD_OK : qd_fail(err, QD_E_NOMEM, "out of memory for a path");
+}
+
+static bool has(const char *dir, const char *name)
+{
+    char *path = qd_fs_join(dir, name);
+    const bool yes = path && qd_fs_exists(path);
+
+    qd_free(path);
+    return yes;
+}
+
+/* What packers leave beside the model: dot files, and the folder of resource forks. */
+static bool is_litter(const char *name)
+{
+    return name[0] == '.' || strcmp(name, "__MACOSX") == 0;
+}
+
+/* --- where things are --- */
+
+/* The only entry of `dir`, when that is a folder; NULL otherwise (and out of memory, which the next step will meet again). */
+static char *only_folder_in(const char *dir)
+{
+    DIR *d = opendir(dir);
+    char *found = NULL;
+    int n = 0;
+
+    if (!d)
+        return NULL;
+    for (struct dirent *e; (e = readdir(d));) {
+        if (is_litter(e->d_name))
+            continue;
+        if (++n > 1)
+            break;
+        found = qd_fs_join(dir, e->d_name);
+    }
+    closedir(d);
+    if (n != 1 || !found || !qd_fs_is_dir(found)) {
+        qd_free(found);
+        return NULL;
+    }
+    return found;
+}
+
+/* Names in `dir` that end in `suffix`: how many there are, and the first two in alphabetical order (qd_free). */
+typedef struct listing {
+    int n;
+    char *first, *second;
+} listing;
+
+static void listing_clear(listing *l)
+{
+    qd_free(l->first);
+    qd_free(l->second);
+    *l = (listing){ 0 };
+}
+
+static qd_status list(const char *dir, const char *suffix, listing *l, qd_err *err)
+{
+    DIR *d = opendir(dir);
+    qd_status st = QD_OK;
+
+    if (!d)
+        return qd_fail(err, QD_E_IO, "cannot list '%.200s': %s", qd_base_name(dir), strerror(errno));
+    for (struct dirent *e; (e = readdir(d));) {
+        char *name;
+
+        if (is_litter(e->d_name) || !ends_with(e->d_name, suffix))
+            continue;
+        l->n++;
+        if (l->second && strcmp(e->d_name, l->second) > 0)
+            continue;
+        name = qd_strdup(e->d_name);
+        if (!name) {
+            st = qd_fail(err, QD_E_NOMEM, "out of memory for a file name");
+            break;
+        }
+        if (!l->first || strcmp(name, l->first) < 0) {
+            qd_free(l->second);
+            l->second = l->first;
+            l->first = name;
+        } else {
+            qd_free(l->second);
+            l->second = name;
+        }
+    }
+    closedir(d);
+    if (st)
+        listing_clear(l);
+    return st;
+}
+
+/* Which file of `dir` holds the weights: by the names diffusers uses, then the only one there is. */
+static qd_status find_weights(const char *dir, char **out, qd_err *err)
+{
+    static const char *const usual[] = { MAIN_WEIGHTS INDEX_SUFFIX, MAIN_WEIGHTS WEIGHTS_SUFFIX,
+                                         MAIN_WEIGHTS ".fp16" INDEX_SUFFIX, MAIN_WEIGHTS ".fp16" WEIGHTS_SUFFIX };
+    listing l = { 0 };
+    qd_status st;
+
+    for (size_t k = 0; k < sizeof(usual) / sizeof(usual[0]); k++)
+        if (has(dir, usual[k]))
+            return join(dir, usual[k], out, err);
+    st = list(dir, INDEX_SUFFIX, &l, err);
+    if (!st && l.n == 0)
+        st = list(dir, WEIGHTS_SUFFIX, &l, err);
+    if (st)
+        goto out;
+    if (l.n > 1) {
+        st = qd_fail(err, QD_E_FORMAT,
+                     "'%.100s' has %d weight files and none is called " MAIN_WEIGHTS WEIGHTS_SUFFIX
+                     ": '%.100s', '%.100s', ..",
+                     qd_base_name(dir), l.n, l.first, l.second);
+        goto out;
+    }
+    if (l.n == 0) {
+        const bool pickled = has(dir, MAIN_WEIGHTS ".bin") || has(dir, "pytorch_model.bin");
+
+        st = qd_fail(err, pickled ? QD_E_UNSUPPORTED : QD_E_NOT_FOUND, "'%.100s' has no *.safetensors file%s",
+                     qd_base_name(dir), pickled ? "; pickled .bin weights are not read, convert them" : "");
+        goto out;
+    }
+    st = join(dir, l.first, out, err);
+out:
+    listing_clear(&l);
+    return st;
+}
+
+/* --- what they hold --- */
+
+/* dir/name as a configuration; *out stays NULL when there is no such file. */
+static qd_status load_config(const char *dir, const char *name, qd_config **out, qd_err *err)
+{
+    char *path = NULL, *text = NULL;
+    size_t size = 0;
+    qd_status st = join(dir, name, &path, err);
+
+    if (st || !qd_fs_exists(path))
+        goto out;
+    st = qd_fs_take(path, CONFIG_MAX_BYTES, &text, &size, err);
+    if (!st)
+        st = qd_config_parse(text, size, name, out, err);
+out:
+    qd_free(text);
+    qd_free(path);
+    return st;
+}
+
+/* A shard must be a plain file name of its own folder: an index may not reach anywhere else. */
+static qd_status check_shard(const char *index, const char *file, qd_err *err)
+{
+    if (file[0] == '.' || strchr(file, '/') || strchr(file, '\\') || !ends_with(file, WEIGHTS_SUFFIX))
+        return qd_fail(err, QD_E_FORMAT,
+                       "%.100s: '%.200s' is not the name of a " WEIGHTS_SUFFIX " file in the same folder", index, file);
+    return QD_OK;
+}
+
+/* Every tensor of the shard that was just read must be one the index expects from it. */
+static qd_status check_shard_tensors(const char *index, const char *file, const qd_weights *shard, const qd_meta *map,
+                                     qd_err *err)
+{
+    for (int k = 0; k < qd_weights_count(shard); k++) {
+        const char *name = qd_weights_name(shard, k), *where = qd_meta_find(map, name);
+
+        if (!where || strcmp(where, file) != 0)
+            return qd_fail(err, QD_E_FORMAT, "%.100s: '%.100s' holds tensor '%.150s', which the index puts into %.100s",
+                           index, file, name, where ? where : "no file");
+    }
+    return QD_OK;
+}
+
+/* All shards of an index, tensors in the order of its weight_map. */
+static qd_status load_shards(const char *dir, const char *index, qd_budget *budget, qd_model *m, qd_err *err)
+{
+    qd_config *c = NULL;
+    qd_meta *map = NULL;
+    qd_names files = { 0 };
+    qd_weights **shard = NULL, *all = NULL;
+    char *path = NULL;
+    qd_status st;
+
+    st = load_config(dir, index, &c, err);
+    if (!st)
+        st = qd_meta_new(&map, err);
+    if (!st)
+        st = qd_config_string_map(c, "weight_map", map, err);
+    for (int k = 0; !st && k < qd_meta_count(map); k++) {
+        const char *tensor, *file;
+
+        qd_meta_at(map, k, &tensor, &file);
+        if (qd_names_find(&files, file) >= 0)
+            continue;
+        st = check_shard(index, file, err);
+        if (!st)
+            st = qd_names_add(&files, file, err);
+    }
+    if (st)
+        goto out;
+
+    shard = qd_calloc((size_t)files.count, sizeof(*shard));
+    if (!shard) {
+        st = qd_fail(err, QD_E_NOMEM, "out of memory for %d shards", files.count);
+        goto out;
+    }
+    for (int k = 0; k < files.count; k++) {
+        uint64_t bytes = 0;
+
+        st = join(dir, files.name[k], &path, err);
+        if (!st)
+            st = qd_safetensors_load(path, budget, &shard[k], m->meta, &bytes, err);
+        if (!st)
+            st = check_shard_tensors(index, files.name[k], shard[k], map, err);
+        if (st)
+            goto out;
+        m->file_bytes += bytes;
+        qd_free(path);
+        path = NULL;
+    }
+
+    st = qd_weights_new(&all, err);
+    for (int k = 0; !st && k < qd_meta_count(map); k++) {
+        const char *tensor, *file;
+        const qd_tensor *t;
+
+        qd_meta_at(map, k, &tensor, &file);
+        t = qd_weights_find(shard[qd_names_find(&files, file)], tensor);
+        if (t)
+            st = qd_weights_add(all, tensor, t, err);
+        else
+            st = qd_fail(err, QD_E_FORMAT, "%.100s: tensor '%.150s' is not in '%.100s'", index, tensor, file);
+    }
+    if (st)
+        goto out;
+    m->weights = all;
+    all = NULL;
+out:
+    for (int k = 0; shard && k < files.count; k++)
+        qd_weights_free(shard[k]);
+    qd_free(shard);
+    qd_weights_free(all);
+    qd_free(path);
+    qd_names_clear(&files);
+    qd_meta_free(map);
+    qd_config_free(c);
+    return st;
+}
+
+/* --- the row --- */
+
+bool qd_folder_sniff(const char *path)
+{
+    return qd_fs_is_dir(path);
+}
+
+qd_status qd_folder_load(const char *path, qd_budget *budget, qd_model *m, qd_err *err)
+{
+    char *nested = NULL, *net = NULL, *weights = NULL, *scheduler = NULL;
+    const char *root = path, *dir;
+    qd_status st;
+
+    if (!has(root, "unet")) { /* a lone unet/ is the pipeline itself, not the folder an archive left around a model */
+        nested = only_folder_in(root);
+        if (nested)
+            root = nested;
+    }
+    st = join(root, "unet", &net, err);
+    if (!st)
+        st = join(root, "scheduler", &scheduler, err);
+    if (st)
+        goto out;
+    dir = qd_fs_is_dir(net) ? net : root;
+    if (dir == root && has(root, "model_index.json")) {
+        st = qd_fail(err, QD_E_UNSUPPORTED, "'%.100s' is a pipeline without a 'unet' folder", qd_base_name(root));
+        goto out;
+    }
+
+    st = find_weights(dir, &weights, err);
+    if (!st)
+        st = load_config(dir, "config.json", &m->config, err);
+    if (!st)
+        st = load_config(scheduler, "scheduler_config.json", &m->scheduler, err);
+    if (!st && !m->scheduler)
+        st = load_config(root, "scheduler_config.json", &m->scheduler, err);
+    if (!st && !m->scheduler && dir != root)
+        st = load_config(dir, "scheduler_config.json", &m->scheduler, err);
+    if (st)
+        goto out;
+
+    if (ends_with(weights, INDEX_SUFFIX))
+        st = load_shards(dir, qd_base_name(weights), budget, m, err);
+    else if (m->config)
+        st = qd_safetensors_load(weights, budget, &m->weights, m->meta, &m->file_bytes, err);
+    else
+        st = qd_model_load_file(weights, budget, m, err); /* a lone file in a folder is that file */
+out:
+    qd_free(scheduler);
+    qd_free(weights);
+    qd_free(net);
+    qd_free(nested);
+    return st;
+}
