@@ -21,16 +21,19 @@ typedef struct qd_schedule {
     double clip_range;
     int steps_offset;
     bool set_alpha_to_one; /* abar past the last step is 1, else abar_0 */
+    qd_spacing spacing;    /* the grid the scheduler asks for; samplers go by their options */
 } qd_schedule;
 
-/* From scheduler_config.json (absent keys take the diffusers defaults; config NULL = DDPM linear 1e-4..0.02). */
+/* From scheduler_config.json (absent keys take the diffusers defaults of its _class_name; config NULL = DDPM linear 1e-4..0.02).
+ * What we do not do (thresholding, learned variances, zero terminal SNR, other beta schedules) is refused by its key. */
 qd_status qd_schedule_open(const qd_config *config, qd_schedule **out, qd_err *err);
 void qd_schedule_free(qd_schedule *s);
 /* beta_schedule: "linear", "scaled_linear", "squaredcos_cap_v2". */
 qd_status qd_schedule_make(const char *beta_schedule, double beta_start, double beta_end, int train_steps,
                            qd_schedule **out, qd_err *err);
 
-/* Descending time steps for `steps` sampling steps; t has room for `steps`. QD_E_INVALID when steps is not 1..T. */
+/* Descending time steps for `steps` sampling steps; t has room for `steps`. QD_E_INVALID when steps is not 1..T, or when the
+ * schedule's steps_offset moves the first one past T - 1. Quad grids hold duplicates near 0. */
 qd_status qd_timesteps(const qd_schedule *s, qd_spacing spacing, int steps, int *t, qd_err *err);
 
 /* Predicts the noise of a batch that shares one time step. x, out: [batch, C, H, W]. */
@@ -72,6 +75,12 @@ typedef struct qd_sampler {
 extern const qd_sampler *const qd_samplers[]; /* NULL-terminated: samplers.c; ddpm, ddim */
 const qd_sampler *qd_sampler_find(const char *name);
 
+/* "leading", "trailing", "linspace", "quad". */
+bool qd_spacing_find(const char *name, qd_spacing *out);
+/* What params says under the rows of samplers (steps, spacing, eta, clip); rows that params does not have leave the option as it
+ * is. Put defaults into *o first. */
+void qd_sample_options_read(const qd_params *params, qd_sample_options *o);
+
 /* x_T of samples first..first+batch-1, each from QD_STREAM_INIT_NOISE | sample. */
 void qd_sample_noise(float *x, int64_t batch, int64_t elements_per_sample, uint64_t seed, int64_t first_sample);
 
@@ -82,5 +91,7 @@ qd_status qd_denoiser_new(const qd_graph *g, int64_t batch, int threads, const s
                           qd_budget *budget, qd_denoiser **out, qd_err *err);
 void qd_denoiser_free(qd_denoiser *d);
 qd_predictor qd_denoiser_predictor(qd_denoiser *d);
+/* Class-conditional networks: the class of each sample, [batch]; all 0 until set. QD_E_INVALID for a network without classes. */
+qd_status qd_denoiser_set_labels(qd_denoiser *d, const int64_t *labels, qd_err *err);
 
 #endif

@@ -15,7 +15,11 @@ typedef struct qd_weight_source qd_weight_source;
 qd_status qd_weight_source_file(const qd_weights *w, qd_budget *budget, qd_weight_source **out, qd_err *err);
 /* PyTorch's default initialisation bounds, from `seed`; norm weights 1, biases small. */
 qd_status qd_weight_source_random(uint64_t seed, qd_budget *budget, qd_weight_source **out, qd_err *err);
+/* All zeros, in pages nobody pays for until they are read: to count, print or plan a network without having it. */
+qd_status qd_weight_source_blank(qd_weight_source **out, qd_err *err);
 void qd_weight_source_free(qd_weight_source *s);
+/* After building: QD_E_FORMAT naming the first tensor of the file that the builder did not ask for. */
+qd_status qd_weight_source_used_up(const qd_weight_source *s, qd_err *err);
 
 typedef struct qd_network_kind {
     const char *name; /* the `_class_name` of config.json: "UNet2DModel" */
@@ -33,5 +37,7 @@ extern const qd_network_kind *const qd_network_kinds[]; /* NULL-terminated: zoo.
 qd_status qd_zoo_build(const qd_model *m, const qd_run *run, qd_graph **graph, qd_role *role, qd_err *err);
 /* A network of that config with random weights: for benchmarks and tests. */
 qd_status qd_zoo_random(const char *config_json, uint64_t seed, qd_graph **graph, qd_err *err);
+/* The row of that name, NULL when there is none. */
+const qd_network_kind *qd_network_kind_find(const char *name);
 
 #endif

@@ -1,0 +1,104 @@
+/* zoo.c - the kinds of network we can build from a config, and the way from a model on disk to its graph. */
+#include <string.h>
+
+#include "nn/nn_int.h"
+
+const qd_network_kind *const qd_network_kinds[] = { &qd_kind_unet2d, NULL };
+
+const qd_network_kind *qd_network_kind_find(const char *name)
+{
+    for (int k = 0; qd_network_kinds[k]; k++)
+        if (strcmp(qd_network_kinds[k]->name, name) == 0)
+            return qd_network_kinds[k];
+    return NULL;
+}
+
+static qd_status kind_of(const qd_config *config, const qd_network_kind **out, qd_err *err)
+{
+    const char *name = NULL;
+    qd_status st = qd_config_string(config, "_class_name", &name, err);
+    if (st)
+        return st;
+    if (!name)
+        return qd_fail(err, QD_E_UNSUPPORTED, "config key '_class_name' is missing: cannot tell what network this is");
+    *out = qd_network_kind_find(name);
+    if (*out)
+        return QD_OK;
+
+    char known[256] = "";
+    for (int k = 0; qd_network_kinds[k]; k++) {
+        if (k)
+            strncat(known, ", ", sizeof(known) - strlen(known) - 1);
+        strncat(known, qd_network_kinds[k]->name, sizeof(known) - strlen(known) - 1);
+    }
+    return qd_fail(err, QD_E_UNSUPPORTED, "config key '_class_name' is '%s', which we cannot build; known: %s", name,
+                   known);
+}
+
+/* A graph that came with the model is known by its inputs. */
+static qd_role role_of_graph(const qd_graph *g)
+{
+    bool sample = false, timestep = false;
+    for (int k = 0; k < qd_graph_inputs(g); k++) {
+        const char *name = qd_graph_node(g, qd_graph_input_at(g, k))->name;
+        sample |= strcmp(name, "sample") == 0;
+        timestep |= strcmp(name, "timestep") == 0;
+    }
+    return sample && timestep ? QD_ROLE_DENOISER : QD_ROLE_OTHER;
+}
+
+qd_status qd_zoo_build(const qd_model *m, const qd_run *run, qd_graph **graph, qd_role *role, qd_err *err)
+{
+    if (m->graph) {
+        qd_status st = qd_graph_prune(m->graph, graph, err);
+        if (!st)
+            *role = role_of_graph(*graph);
+        return st;
+    }
+    if (!m->config)
+        return qd_fail(err, QD_E_UNSUPPORTED, "the model has weights but no config.json: its network is unknown");
+
+    const qd_network_kind *kind;
+    qd_weight_source *weights = NULL;
+    qd_graph *g = NULL;
+    qd_status st = kind_of(m->config, &kind, err);
+    if (st)
+        return st;
+    st = qd_weight_source_file(m->weights, qd_run_budget(run), &weights, err);
+    if (st)
+        goto out;
+    st = kind->build(m->config, weights, run, &g, err);
+    if (st)
+        goto out;
+    st = qd_weight_source_used_up(weights, err);
+    if (st)
+        goto out;
+    *graph = g;
+    *role = kind->role;
+    g = NULL; /* it is the caller's now */
+out:
+    qd_graph_free(g);
+    qd_weight_source_free(weights);
+    return st;
+}
+
+qd_status qd_zoo_random(const char *config_json, uint64_t seed, qd_graph **graph, qd_err *err)
+{
+    const qd_network_kind *kind;
+    qd_config *config = NULL;
+    qd_weight_source *weights = NULL;
+    qd_status st = qd_config_parse(config_json, strlen(config_json), "config", &config, err);
+    if (st)
+        goto out;
+    st = kind_of(config, &kind, err);
+    if (st)
+        goto out;
+    st = qd_weight_source_random(seed, NULL, &weights, err);
+    if (st)
+        goto out;
+    st = kind->build(config, weights, NULL, graph, err);
+out:
+    qd_weight_source_free(weights);
+    qd_config_free(config);
+    return st;
+}
