@@ -13,6 +13,9 @@
 typedef int32_t qd_node_id; /* -1 = none: an optional input left out */
 #define QD_MAX_INPUTS 8
 #define QD_MAX_ATTRS 16
+#define QD_MAX_NAME 200    /* bytes of a node's or output's name */
+#define QD_MAX_NODES 65536 /* of one graph */
+#define QD_MAX_OUTPUTS 256
 
 typedef struct qd_op qd_op;
 typedef struct qd_graph qd_graph;
@@ -36,8 +39,8 @@ typedef struct qd_node {
     const qd_op *op;  /* &qd_op_input, &qd_op_const, &qd_op_conv2d, ... */
     const char *name; /* unique in the graph; for layers the weight's prefix, "down_blocks.0.resnets.0.conv1" */
     int n_inputs;
-    qd_node_id input[QD_MAX_INPUTS];
-    int n_attrs; /* = the op's, in the op's order, defaults filled in */
+    qd_node_id input[QD_MAX_INPUTS]; /* -1 past n_inputs */
+    int n_attrs;                     /* = the op's, in the op's order, defaults filled in */
     qd_attr attr[QD_MAX_ATTRS];
     qd_dtype dtype;  /* of the value it makes */
     qd_shape shape;  /* declared shape of inputs (-1 = batch) and shape of constants; else rank -1 */
@@ -48,7 +51,9 @@ qd_status qd_graph_new(qd_graph **out, qd_err *err);
 void qd_graph_free(qd_graph *g);
 
 /* Building. The first failure sticks: later calls return -1 at once and qd_graph_verify reports it, so builders need not check
- * each line. A const shares the tensor's storage. Attributes left out take the op's default. Names must be unique. */
+ * each line. A const shares the tensor's storage. Attributes left out take the op's default; an INT is accepted where a FLOAT is
+ * declared. Names must be unique, 1..QD_MAX_NAME bytes without control characters. Only the first dim of an input may be -1. Each
+ * node is put to its op's shape rule at once, with batch 1. */
 qd_node_id qd_graph_input(qd_graph *g, const char *name, qd_dtype dtype, const qd_shape *shape);
 qd_node_id qd_graph_const(qd_graph *g, const char *name, const qd_tensor *value);
 qd_node_id qd_graph_add(qd_graph *g, const qd_op *op, const char *name, const qd_node_id *inputs, int n_inputs,
@@ -60,11 +65,12 @@ void qd_graph_output(qd_graph *g, const char *name, qd_node_id id);
 /* Make the builder fail from outside, keeping the first words. */
 void qd_graph_fail(qd_graph *g, qd_status st, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 
-/* The sticky failure, then: names unique, inputs exist and come earlier, arity and attributes as the op's row says, dtypes and
- * shapes accepted by every shape rule with batch 1, at least one output. */
+/* The sticky failure if there is one; then at least one output. What was added without failure has unique names, inputs that exist
+ * and come earlier, arity and attributes as the op's row says, dtypes and shapes accepted by every shape rule with batch 1. */
 qd_status qd_graph_verify(const qd_graph *g, qd_err *err);
 
-/* Shapes (and dtypes) of all nodes for given input shapes: shapes[n_nodes], inputs in order of qd_graph_input_at. */
+/* Shapes of all nodes for given input shapes: shapes[n_nodes], inputs in order of qd_graph_input_at. Dtypes do not depend on the
+ * batch: they are in the nodes. */
 qd_status qd_graph_shapes(const qd_graph *g, const qd_shape *input_shapes, int n_inputs, qd_shape *shapes, qd_err *err);
 
 int qd_graph_size(const qd_graph *g); /* number of nodes */
@@ -87,6 +93,8 @@ void qd_graph_uses(const qd_graph *g, int *uses);
 /* Rewriting makes a new graph: copy_node copies node `id` of src into dst, inputs through map[] (src id -> dst id), and returns
  * the new id (also stored in map[id]). Constants share storage. */
 qd_node_id qd_graph_copy_node(qd_graph *dst, const qd_graph *src, qd_node_id id, qd_node_id *map);
+/* The outputs of src become outputs of dst under their names, through map[]. */
+void qd_graph_copy_outputs(qd_graph *dst, const qd_graph *src, const qd_node_id *map);
 /* Drop nodes that no output needs (inputs stay). */
 qd_status qd_graph_prune(const qd_graph *g, qd_graph **out, qd_err *err);
 

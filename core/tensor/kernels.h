@@ -20,7 +20,9 @@ typedef struct qd_conv_shape {
 
 /* k_conv.c */
 void qd_k_conv2d(float *dst, const float *src, const float *weight, const float *bias, const qd_conv_shape *s);
-/* Integer: acc = sum (q - x_zero) * w in int32 (exact), dst = x_scale * wscale[o] * acc + bias[o]. codes U8 or I8 by is_signed. */
+/* Integer: acc = sum (q - x_zero) * w in int32, exact for up to QD_K_MAX_PRODUCTS products with x_zero a code itself;
+ * dst = (float)acc * (x_scale * wscale[o]) + bias[o]. codes U8 or I8 by is_signed. */
+#define QD_K_MAX_PRODUCTS 65536 /* x 255 x 128 < 2^31 */
 void qd_k_qconv2d(float *dst, const void *codes, bool is_signed, const int8_t *weight, const float *wscale,
                   const float *bias, float x_scale, int32_t x_zero, const qd_conv_shape *s);
 void qd_k_upsample(float *dst, const float *src, int64_t planes, int64_t h, int64_t w, int64_t fh, int64_t fw);
@@ -46,6 +48,7 @@ void qd_k_batch_norm(float *dst, const float *src, const float *weight, const fl
 
 /* k_attn.c */
 void qd_k_softmax(float *dst, const float *src, int64_t outer, int64_t axis, int64_t inner);
+/* q [n, t, c], k and v [n, s, c]; head h owns channels [h c/heads, (h+1) c/heads). scale is used as it is. */
 void qd_k_attention(float *dst, const float *q, const float *k, const float *v, int64_t n, int64_t t, int64_t s,
                     int64_t c, int64_t heads, float scale);
 
@@ -53,9 +56,13 @@ void qd_k_attention(float *dst, const float *q, const float *k, const float *v, 
 typedef enum qd_unary { QD_SILU, QD_RELU, QD_GELU, QD_SIGMOID, QD_TANH } qd_unary;
 void qd_k_unary(float *dst, const float *src, int64_t n, qd_unary f);
 void qd_k_clip(float *dst, const float *src, int64_t n, float lo, float hi);
-/* q = clamp(rne(x * inv_scale * inv_div[c]) + zero, qmin, qmax); inv_div may be NULL; c = (i / inner) % channels; NaN -> zero. */
+/* q = clamp(rne((x * inv_div[c]) * inv_scale) + zero, qmin, qmax); inv_div may be NULL; c = (i / inner) % channels; NaN -> zero. */
 void qd_k_quantize(void *codes, const float *src, int64_t n, float inv_scale, int32_t zero, int32_t qmin, int32_t qmax,
                    bool is_signed, const float *inv_div, int64_t channels, int64_t inner);
+/* dequantize(quantize(x)) without the codes between, so that up to 16 bits fit: dst = (q - zero) * scale, q as above with
+ * inv_scale = 1 / scale. */
+void qd_k_fake_quant(float *dst, const float *src, int64_t n, float scale, int32_t zero, int32_t qmin, int32_t qmax,
+                     const float *inv_div, int64_t channels, int64_t inner);
 void qd_k_dequantize(float *dst, const void *codes, bool is_signed, int64_t n, float scale, int32_t zero);
 void qd_k_timestep(float *dst, const float *t, int64_t n, int64_t dim, bool flip_sin_to_cos, float freq_shift,
                    float max_period);
