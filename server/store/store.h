@@ -19,6 +19,11 @@ qd_status sv_store_open(const char *path, sv_store **out, qd_err *err);
 void sv_store_close(sv_store *s);                   /* all threads but this one have ended */
 qd_status sv_store_check(sv_store *s, qd_err *err); /* PRAGMA integrity_check; used by readiness and tests */
 
+/* A claim may settle jobs that its caller never named: those whose lease ran out. fn is told of each event stored that way, on the
+ * claiming thread, after the commit; it must be quick and must not call the store. NULL = nobody. */
+typedef struct sv_event_row sv_event_row;
+void sv_store_watch(sv_store *s, void (*fn)(void *ctx, const sv_event_row *event), void *ctx);
+
 int64_t sv_now_ms(void);
 /* prefix + 26 characters of sortable Crockford base32 (48-bit ms, 80 random bits): "job_01J..." */
 void sv_id_new(char out[40], const char *prefix);
@@ -40,6 +45,8 @@ qd_status sv_models_get(sv_store *s, const char *id_or_name, sv_model_row *out,
                         qd_err *err); /* NOT_FOUND; newest of that name */
 qd_status sv_models_delete(sv_store *s, const char *id, bool *last_of_blob,
                            qd_err *err); /* CONFLICT when an unfinished job uses it */
+
+bool sv_models_pruned(sv_store *s, const char *id);
 
 /* --- jobs --- */
 typedef struct sv_job_row {
@@ -77,7 +84,8 @@ qd_status sv_jobs_progress(sv_store *s, const char *id, int64_t fence, const cha
 /* Final state in one transaction: status, error, result, attempt row, events "state" then "end". */
 qd_status sv_jobs_finish(sv_store *s, const char *id, int64_t fence, const char *status, const char *error_json,
                          const char *result_json, int64_t now_ms, int64_t *last_seq, qd_err *err);
-/* Back to the queue (shutdown of a running job, or an error worth another try). */
+/* Back to the queue. Without error_json (NULL or ""): queued at once, and the attempt does not count (the daemon stops). With it:
+ * retry_wait, growing from 1 s to 60 s, or dead when the attempts are used up. Either way canceled when somebody asked for that. */
 qd_status sv_jobs_requeue(sv_store *s, const char *id, int64_t fence, const char *error_json, int64_t now_ms,
                           qd_err *err);
 /* Queued: canceled at once. Running: cancel_requested_ms set. Final: nothing. *out is the row afterwards. */
@@ -108,11 +116,11 @@ void sv_model_rows_free(sv_model_row *rows, int n);
 void sv_attempt_rows_free(sv_attempt_row *rows, int n);
 
 /* --- events: seq 1, 2, 3, .. for each job, no gaps --- */
-typedef struct sv_event_row {
+struct sv_event_row {
     int64_t seq, ts_ms;
     int attempt;
     char *job_id, *type, *data; /* data: JSON object */
-} sv_event_row;
+};
 void sv_event_rows_free(sv_event_row *rows, int n);
 /* fence < 0: not from a worker (no check). */
 qd_status sv_events_add(sv_store *s, const char *job_id, int64_t fence, int attempt, const char *type, const char *data,
