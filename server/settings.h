@@ -4,12 +4,13 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <stdio.h>
 
 #include "base/err.h"
 #include "base/param.h"
 
 typedef struct sv_settings {
-    char *listen_host; /* from `listen` "127.0.0.1:8420" */
+    char *listen_host; /* from `listen` "127.0.0.1:8420"; an IPv6 address without its brackets */
     int listen_port;   /* 0 = any free port, printed at start */
     char *data_dir;
     int workers; /* worker threads; 0 = none (queue only) */
@@ -25,8 +26,12 @@ typedef struct sv_settings {
 
 extern const qd_param sv_setting_rows[];
 
-/* Order of precedence: flag, environment, file (`config` flag, or none), default. argv starts after the subcommand. */
+/* Order of precedence: flag, environment, file (`config` flag, or none), default. argv starts after the subcommand. Flags are
+ * --name value or --name=value, with - or _; a bool flag may stand alone; sizes may end in KiB, MiB, GiB or TiB. */
 qd_status sv_settings_load(sv_settings *s, int argc, char **argv, qd_err *err);
 void sv_settings_clear(sv_settings *s);
+
+/* Every setting with its summary and default, for --help. */
+void sv_settings_help(FILE *out);
 
 #endif
