@@ -1,0 +1,275 @@
+"""Writes ops_golden.h: one small case for each way an operator is used, answered by PyTorch.
+
+    /usr/bin/python3 make_ops.py > ops_golden.h
+
+Made with torch 1.13.0a0 and numpy 1.24.2, seed 20240607. Inputs are float32; answers of sums are computed in float64 and
+rounded once, so that they judge our loops and not torch's. Codes and scales follow qncd.md 3.1 in float32.
+"""
+import math
+import sys
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+torch.manual_seed(20240607)
+rng = np.random.default_rng(20240607)
+cases = []
+
+
+def normal(*shape):
+    return torch.randn(*shape, dtype=torch.float32)
+
+
+def codes(lo, hi, *shape):
+    return torch.tensor(rng.integers(lo, hi + 1, size=shape), dtype=torch.float32)
+
+
+def d(t):
+    return None if t is None else t.double()
+
+
+def case(what, op, inputs, out, tol=2e-6, out_dtype="f32", **attrs):
+    """inputs: tensors (f32) or (dtype, tensor); None = left out. tol: of the largest value; 0 = exact."""
+    ins = [("none", None) if i is None else i if isinstance(i, tuple) else ("f32", i) for i in inputs]
+    cases.append((what, op, ins, attrs, out_dtype, out.float(), tol))
+
+
+def conv(x, w, b, stride=(1, 1), pads=(0, 0, 0, 0), dilation=(1, 1), groups=1):
+    t, l, bo, r = pads
+    return F.conv2d(F.pad(d(x), (l, r, t, bo)), d(w), d(b), stride, 0, dilation, groups)
+
+
+def conv_case(what, x, w, b, **a):
+    case("conv2d " + what, "conv2d", [x, w] + ([b] if b is not None else []), conv(x, w, b, **a), **a)
+
+
+conv_case("plain", normal(2, 3, 5, 6), normal(4, 3, 3, 3), normal(4))
+conv_case("1x1 without bias", normal(2, 5, 3, 4), normal(3, 5, 1, 1), None)
+conv_case("stride 2, pad 1", normal(1, 2, 7, 8), normal(3, 2, 3, 3), normal(3), stride=(2, 2), pads=(1, 1, 1, 1))
+conv_case("asymmetric pads", normal(1, 2, 5, 4), normal(2, 2, 3, 2), normal(2), pads=(0, 1, 2, 3))
+conv_case("downsample pads", normal(1, 2, 6, 6), normal(2, 2, 3, 3), normal(2), stride=(2, 2), pads=(0, 0, 1, 1))
+conv_case("groups", normal(2, 4, 5, 5), normal(6, 2, 3, 3), normal(6), groups=2, pads=(1, 1, 1, 1))
+conv_case("depthwise", normal(1, 4, 5, 5), normal(4, 1, 3, 3), normal(4), groups=4, stride=(1, 2))
+conv_case("dilation", normal(1, 2, 9, 8), normal(2, 2, 3, 2), normal(2), dilation=(2, 3), pads=(1, 2, 2, 1), stride=(2, 1))
+conv_case("wider than one tile", normal(1, 1, 2, 140), normal(1, 1, 1, 5), normal(1), pads=(0, 2, 0, 2))
+conv_case("pads larger than the window", normal(1, 1, 2, 2), normal(1, 1, 2, 2), normal(1), pads=(3, 0, 0, 3))
+
+x = normal(1, 2, 6, 7)
+u = normal(1, 2, 2, 3)
+case("upsample 2", "upsample", [u], F.interpolate(u, scale_factor=2, mode="nearest"), tol=0, factor=(2, 2))
+case("upsample 3 x 1", "upsample", [u], F.interpolate(u, scale_factor=(3, 1), mode="nearest"), tol=0, factor=(3, 1))
+case("avg_pool 2", "avg_pool", [x], F.avg_pool2d(d(x), 2), kernel=(2, 2), stride=(2, 2))
+case("avg_pool padded", "avg_pool", [x], F.avg_pool2d(d(x), 3, 2, 1), kernel=(3, 3), stride=(2, 2), pads=(1, 1, 1, 1))
+case("avg_pool padded, pad not counted", "avg_pool", [x], F.avg_pool2d(d(x), 3, 2, 1, count_include_pad=False), kernel=(3, 3),
+     stride=(2, 2), pads=(1, 1, 1, 1), count_pad=0)
+case("max_pool padded", "max_pool", [x - 5], F.max_pool2d(x - 5, 3, 2, 1), tol=0, kernel=(3, 3), stride=(2, 2), pads=(1, 1, 1, 1))
+case("max_pool asymmetric", "max_pool", [x], F.max_pool2d(F.pad(x, (1, 0, 0, 1), value=-math.inf), (2, 3), (1, 2)), tol=0, kernel=(2, 3),
+     stride=(1, 2), pads=(0, 1, 1, 0))
+case("global_avg_pool", "global_avg_pool", [x], d(x).mean((2, 3), keepdim=True))
+
+w, b = normal(6), normal(6)
+x = normal(2, 6, 3, 2) * 3 + 1
+case("group_norm", "group_norm", [x, w, b], F.group_norm(d(x), 3, d(w), d(b), 1e-6), groups=3, eps=1e-6)
+case("group_norm bare", "group_norm", [x], F.group_norm(d(x), 2, eps=1e-5), groups=2)
+case("group_norm bias only", "group_norm", [x, None, b], F.group_norm(d(x), 1, torch.ones(6).double(), d(b), 1e-5), groups=1)
+x2 = normal(3, 6)
+case("group_norm rank 2", "group_norm", [x2, w, b], F.group_norm(d(x2), 2, d(w), d(b), 1e-5), groups=2)
+x3 = normal(2, 6, 5) + 1000
+case("group_norm far from zero", "group_norm", [x3, w, b], F.group_norm(d(x3), 2, d(w), d(b), 1e-5), groups=2)
+case("layer_norm", "layer_norm", [x2, w, b], F.layer_norm(d(x2), (6,), d(w), d(b), 1e-5))
+w2, b2 = normal(3, 2), normal(3, 2)
+case("layer_norm two axes", "layer_norm", [x, w2, b2], F.layer_norm(d(x), (3, 2), d(w2), d(b2), 1e-3), axes=2, eps=1e-3)
+mean, var = normal(6), torch.rand(6) + 0.1
+case("batch_norm", "batch_norm", [x, w, b, mean, var], F.batch_norm(d(x), d(mean), d(var), d(w), d(b), False, 0, 1e-5))
+
+line = torch.tensor([0.0, -0.0, 1e-8, -1e-8, 0.5, -0.5, 1, -1, 2.7, -2.7, 5.9, -5.9, 20, -20, 90, -90, 1e30, -1e30])
+case("silu", "silu", [line], F.silu(d(line)), tol=1e-37)
+case("relu", "relu", [line], F.relu(line), tol=0)
+case("sigmoid", "sigmoid", [line], torch.sigmoid(d(line)), tol=1e-7)
+case("tanh", "tanh", [line], torch.tanh(d(line)), tol=1e-7)
+line = line[:-2]
+case("silu again", "silu", [line], F.silu(d(line)), tol=1e-9)
+case("gelu", "gelu", [line], F.gelu(d(line)), tol=1e-9)
+case("clip", "clip", [line], torch.clamp(line, -1, 2.5), tol=0, lo=-1.0, hi=2.5)
+case("affine", "affine", [line[:-2]], d(line[:-2]) * 0.75 - 3, mul=0.75, add=-3.0)
+
+a, b = normal(2, 3, 4), normal(3, 1)
+case("add broadcast", "add", [a, b], a + b, tol=0)
+r = normal(1, 4)
+case("sub broadcast both ways", "sub", [b, r], b - r, tol=0)
+case("mul by a scalar", "mul", [a, torch.tensor(0.3)], a * torch.tensor(0.3), tol=0)
+e = normal(2, 3, 1)
+case("mul over space", "mul", [a, e], a * e, tol=0)
+case("div", "div", [a, a * 2 + 7], a / (a * 2 + 7), tol=0)
+
+x = normal(2, 3, 4) * 4
+case("softmax", "softmax", [x], torch.softmax(d(x), -1))
+case("softmax axis 1", "softmax", [x], torch.softmax(d(x), 1), axis=1)
+case("softmax of large values", "softmax", [x * 100 + 1000], torch.softmax(d(x * 100 + 1000), 0), axis=0)
+x, w, b = normal(2, 3, 5), normal(20, 5), normal(20)
+case("linear", "linear", [x, w, b], F.linear(d(x), d(w), d(b)))
+case("linear without bias, one row", "linear", [x[0, 0].clone(), w], F.linear(d(x[0, 0]), d(w)))
+a, b = normal(2, 1, 3, 4), normal(3, 4, 5)
+case("matmul broadcast", "matmul", [a, b], d(a) @ d(b))
+at, bt = a.transpose(-1, -2).contiguous(), b.transpose(-1, -2).contiguous()
+case("matmul trans_a", "matmul", [at, b], d(a) @ d(b) * 0.5, trans_a=1, alpha=0.5)
+case("matmul trans_b", "matmul", [a, bt], d(a) @ d(b), trans_b=1)
+case("matmul both", "matmul", [at[0, 0].clone(), bt], d(a)[0, 0] @ d(b), trans_a=1, trans_b=1)
+m, k = normal(2, 6), normal(6, 35)
+case("matmul wider than one tile", "matmul", [m, k], d(m) @ d(k))
+
+
+def attention(q, k, v, heads, scale=None):
+    n, t, c = q.shape
+    split = lambda y: d(y).reshape(n, y.shape[1], heads, c // heads).transpose(1, 2)
+    p = torch.softmax(split(q) @ split(k).transpose(-1, -2) * (scale or (c // heads) ** -0.5), -1)
+    return (p @ split(v)).transpose(1, 2).reshape(n, t, c)
+
+
+q, k, v = normal(2, 3, 6), normal(2, 4, 6), normal(2, 4, 6)
+case("attention", "attention", [q, k, v], attention(q, k, v, 1))
+case("attention of 3 heads", "attention", [q, k, v], attention(q, k, v, 3), heads=3)
+case("attention scaled", "attention", [q, k, v], attention(q, k, v, 2, 1.7), heads=2, scale=1.7)
+q, k, v = normal(1, 1, 260), normal(1, 2, 260), normal(1, 2, 260)
+case("attention wider than one chunk", "attention", [q, k, v], attention(q, k, v, 1, 0.25), scale=0.25)
+
+table = normal(5, 3)
+case("embedding", "embedding", [("i64", torch.tensor([4.0, 0, 2])), table], table[[4, 0, 2]], tol=0)
+case("embedding by floats, held in range", "embedding", [torch.tensor([1.0, -3, 9, 3, math.nan, 1e30]), table], table[[1, 0, 4, 3, 0, 4]], tol=0)
+
+
+def timestep(t, dim, flip, shift, period=10000.0):  # diffusers get_timestep_embedding, float32 throughout
+    half = dim // 2
+    e = -math.log(period) * torch.arange(half, dtype=torch.float32) / (half - shift)
+    a = t[:, None].float() * torch.exp(e)[None]
+    r = torch.cat([torch.cos(a), torch.sin(a)] if flip else [torch.sin(a), torch.cos(a)], -1)
+    return F.pad(r, (0, 1)) if dim % 2 else r
+
+
+t = torch.tensor([0.0, 1, 37.5, 500, 999])
+# angles reach 999, and the last bit of a frequency is 6e-8: 6e-5 of the angle is rounding
+case("timestep DDPM", "timestep", [t], timestep(t, 32, False, 1), tol=7e-5, dim=32, flip_sin_to_cos=0, freq_shift=1.0)
+case("timestep LDM, i64", "timestep", [("i64", torch.tensor([0.0, 7, 999]))], timestep(torch.tensor([0.0, 7, 999]), 16, True, 0), tol=7e-5,
+     dim=16, flip_sin_to_cos=1)
+case("timestep odd", "timestep", [t[:2]], timestep(t[:2], 5, True, 0.0, 100.0), tol=1e-6, dim=5, flip_sin_to_cos=1, max_period=100.0)
+one = torch.tensor([1.0])
+case("timestep of the specification, DDPM", "timestep", [one], torch.tensor([[0.841471, 0.000100, 0.540302, 1.000000]]), tol=1e-6, dim=4,
+     flip_sin_to_cos=0, freq_shift=1.0)
+case("timestep of the specification, LDM", "timestep", [one], torch.tensor([[0.540302, 0.999950, 0.841471, 0.010000]]), tol=1e-6, dim=4,
+     flip_sin_to_cos=1, freq_shift=0.0)
+
+x = normal(2, 3, 4)
+case("reshape", "reshape", [x], x.reshape(2, 2, 6), tol=0, shape=(0, 2, -1))
+case("permute", "permute", [x], x.permute(2, 0, 1).contiguous(), tol=0, perm=(2, 0, 1))
+x4 = normal(2, 3, 2, 2)
+case("permute to channels last", "permute", [x4], x4.permute(0, 2, 3, 1).contiguous(), tol=0, perm=(0, 2, 3, 1))
+c8 = codes(0, 255, 2, 3, 4)
+case("permute codes", "permute", [("u8", c8)], c8.permute(0, 2, 1).contiguous(), tol=0, out_dtype="u8", perm=(0, 2, 1))
+y, z = normal(2, 1, 4), normal(2, 2, 4)
+case("concat", "concat", [x, y, z], torch.cat([x, y, z], 1), tol=0)
+case("concat last axis", "concat", [y, y * 2], torch.cat([y, y * 2], -1), tol=0, axis=-1)
+case("concat first axis", "concat", [y, y[:1]], torch.cat([y, y[:1]], 0), tol=0, axis=0)
+case("slice", "slice", [x], x[:, 1:3], tol=0, axis=1, start=1, length=2)
+case("slice from the end, by 2", "slice", [x], x[..., -3::2], tol=0, axis=-1, start=-3, step=2)
+case("slice batch", "slice", [x], x[1:2], tol=0, axis=0, start=1, length=1)
+case("pad", "pad", [x], F.pad(x, (3, 0, 1, 2, 0, 1), value=-0.5), tol=0, pads=(0, 1, 3, 1, 2, 0), value=-0.5)
+c8 = codes(-128, 127, 2, 3)
+case("pad codes", "pad", [("i8", c8)], F.pad(c8, (1, 1, 1, 0), value=-7), tol=0, out_dtype="i8", pads=(1, 1, 0, 1), value=-7.0)
+
+
+def quantize(x, scale, zero, bits, symmetric, divisor=None):
+    f = np.float32
+    x = x.numpy().astype(f)
+    if divisor is not None:
+        x = x * (f(1) / divisor.numpy()).reshape((1, -1) + (1,) * (x.ndim - 2))
+    qmin, qmax = (-(1 << bits - 1), (1 << bits - 1) - 1) if symmetric else (0, (1 << bits) - 1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        r = np.rint(x * (f(1) / f(scale))).astype(np.float64) + zero
+    r = np.where(np.isnan(r), zero, np.clip(r, qmin, qmax))
+    return torch.tensor(r, dtype=torch.float64)
+
+
+def fake(x, scale, zero, *rest):
+    q = quantize(x, scale, zero, *rest)
+    return torch.tensor((q.numpy() - zero).astype(np.float32) * np.float32(scale))
+
+
+ties = torch.tensor([k / 2 for k in range(-9, 12)] + [math.nan, math.inf, -math.inf, 1e38, -1e38, 300.5, -300.5]) * 0.25
+case("quantize ties to even, asymmetric", "quantize", [ties], quantize(ties, 0.25, 3, 4, 0), tol=0, out_dtype="u8", scale=0.25, zero=3, bits=4)
+case("quantize ties to even, symmetric", "quantize", [ties], quantize(ties, 0.25, 0, 8, 1), tol=0, out_dtype="i8", scale=0.25, bits=8, symmetric=1)
+spec = torch.tensor([-1, -0.5, 0, 0.2, 1.5])
+case("quantize of the specification", "quantize", [spec], torch.tensor([0.0, 3, 6, 7, 15]), tol=0, out_dtype="u8", scale=1 / 6, zero=6, bits=4)
+case("fake_quant of the specification", "fake_quant", [spec], torch.tensor([-1, -0.5, 0, 0.166667, 1.5]), tol=1e-6, scale=1 / 6, zero=6, bits=4)
+x, div = normal(2, 3, 4, 2), torch.rand(3) * 3 + 0.2
+case("quantize divided", "quantize", [x, div], quantize(x, 0.013, 117, 8, 0, div), tol=0, out_dtype="u8", scale=0.013, zero=117)
+case("fake_quant divided", "fake_quant", [x, div], fake(x, 0.013, 117, 8, 0, div), tol=0, scale=0.013, zero=117)
+case("fake_quant of 16 bits", "fake_quant", [x], fake(x, 1e-4, -5, 16, 1), tol=0, scale=1e-4, zero=-5, bits=16, symmetric=1)
+case("fake_quant ties", "fake_quant", [ties], fake(ties, 0.25, 3, 4, 0), tol=0, scale=0.25, zero=3, bits=4)
+c8 = codes(0, 255, 3, 5)
+case("dequantize", "dequantize", [("u8", c8)], torch.tensor((c8.numpy() - 91).astype(np.float32) * np.float32(0.037)), tol=0, scale=0.037, zero=91)
+
+
+def rescale(acc, x_scale, ws, b, channel_axis):
+    f = np.float32
+    shape = [1] * acc.dim()
+    shape[channel_axis] = -1
+    s = (f(x_scale) * ws.numpy()).reshape(shape)
+    y = acc.numpy().astype(f) * s
+    return torch.tensor(y + b.numpy().reshape(shape) if b is not None else y)
+
+
+def qconv_case(what, q, dtype, w, b, x_scale, x_zero, **a):
+    ws = torch.rand(w.shape[0]) * 0.01 + 0.001
+    acc = conv(q - x_zero, w, None, **a)
+    case("qconv2d " + what, "qconv2d", [(dtype, q), ("i8", w), ws] + ([b] if b is not None else []), rescale(acc, x_scale, ws, b, 1), tol=0,
+         x_scale=x_scale, x_zero=x_zero, **a)
+
+
+qconv_case("padded, zero 133", codes(0, 255, 2, 3, 5, 5), "u8", codes(-128, 127, 4, 3, 3, 3), normal(4), 0.021, 133, pads=(1, 1, 1, 1))
+qconv_case("signed, stride, asymmetric pads", codes(-128, 127, 1, 2, 6, 5), "i8", codes(-8, 7, 3, 2, 3, 3), None, 0.5, 0, stride=(2, 2),
+           pads=(0, 0, 1, 1))
+qconv_case("signed with a zero, groups, dilation", codes(-128, 127, 1, 4, 7, 6), "i8", codes(-128, 127, 4, 2, 2, 3), normal(4), 0.011, -17,
+           groups=2, dilation=(2, 1), pads=(2, 1, 0, 3))
+qconv_case("extremes", torch.full((1, 64, 2, 2), 255.0), "u8", torch.full((1, 64, 2, 2), -128.0), normal(1), 1.0, 0)
+x, w, ws, b = codes(0, 255, 2, 3, 7), codes(-128, 127, 5, 7), torch.rand(5), normal(5)
+case("qlinear", "qlinear", [("u8", x), ("i8", w), ws, b], rescale(d(x - 12) @ d(w).T, 0.03, ws, b, 2), tol=0, x_scale=0.03, x_zero=12)
+x = codes(-8, 7, 4, 7)
+case("qlinear signed without bias", "qlinear", [("i8", x), ("i8", w), ws], rescale(d(x) @ d(w).T, 0.25, ws, None, 1), tol=0, x_scale=0.25)
+
+
+def number(v):
+    if math.isnan(v):
+        return "NAN"
+    if math.isinf(v):
+        return "INFINITY" if v > 0 else "-INFINITY"
+    s = "%.9g" % v
+    return s
+
+
+def tensor(dtype, t):
+    if t is None:
+        return "{ .dtype = QD_DTYPE_COUNT }"
+    flat = ", ".join(number(v) for v in t.reshape(-1).tolist())
+    dims = ", ".join(map(str, t.shape))
+    return "{ QD_%s, { %d, { %s } }, (const float[]){ %s } }" % (dtype.upper(), t.dim(), dims or "0", flat)
+
+
+def attr(name, v):
+    if isinstance(v, tuple):
+        return '{ .name = "%s", .kind = QD_ATTR_INTS, .n = %d, .ints = { %s } }' % (name, len(v), ", ".join(map(str, v)))
+    if isinstance(v, float):
+        return '{ .name = "%s", .kind = QD_ATTR_FLOAT, .f = %.17g }' % (name, v)
+    return '{ .name = "%s", .kind = QD_ATTR_INT, .i = %d }' % (name, v)
+
+
+print("/* ops_golden.h - written by make_ops.py (torch %s, numpy %s, seed 20240607); do not edit. */" % (torch.__version__, np.__version__))
+print("/* clang-format off */")
+print("static const golden_case golden_cases[] = {")
+for what, op, ins, attrs, out_dtype, out, tol in cases:
+    print('{ "%s", "%s", %g,' % (what, op, tol))
+    print("  %d, { %s }," % (len(ins), ",\n    ".join(tensor(*i) for i in ins)))
+    print("  %d, { %s }," % (len(attrs), ", ".join(attr(*kv) for kv in attrs.items()) or "{ 0 }"))
+    print("  %s }," % tensor(out_dtype, out))
+print("};")
+sys.stderr.write("%d cases\n" % len(cases))
