@@ -24,18 +24,20 @@ typedef struct qd_affine {
     bool symmetric; // two's complement codes around zero 0; else 0..2^bits-1
 } qd_affine;
 
-/* Min-max fit, widened so that 0.0 is exact. bits 2..8 (2..16 for fake quant). See STYLE: all-zero range gets scale 1. */
+/* Min-max fit, widened so that 0.0 is exact. lo, hi finite, lo <= hi; bits 2..8 (2..16 for fake quant). An all-zero range gets
+ * scale 1, so it still decodes to zeros; no scale is below 1e-8. Fails with QD_E_INVALID, leaving `out` untouched. */
 qd_status qd_affine_fit(float lo, float hi, int bits, bool symmetric, qd_affine *out, qd_err *err);
-float qd_affine_fake(float x, const qd_affine *map); /* dequantize(quantize(x)) */
+int32_t qd_affine_encode(float x, const qd_affine *map); /* the code of x, half to even; NaN gives zero's */
+float qd_affine_fake(float x, const qd_affine *map);     /* dequantize(quantize(x)) */
 
 /* The 80-candidate search of qncd.md 3.2: both ends shrink together, score mean |x - x^|^2.4, ties keep the wider range. On the
- * data itself, or on a histogram. */
+ * data itself, or on a histogram (each bin at its centre). QD_E_NUMERIC when a value is not finite. */
 qd_status qd_affine_search(const float *x, int64_t n, int bits, bool symmetric, qd_affine *out, qd_err *err);
 
 /* --- calibrate.c --- */
 
-/* Exact min and max and a 2048-bin histogram of everything shown to it. The histogram widens (by doubling bins) as the range grows,
- * so one pass over the data is enough. */
+/* Exact min and max and a 2048-bin histogram of everything shown to it. The histogram widens (by doubling bins) as the range
+ * grows, so one pass over the data is enough; the result does not depend on the order of the data. */
 typedef struct qd_histogram qd_histogram;
 qd_status qd_histogram_new(qd_histogram **out, qd_err *err);
 void qd_histogram_free(qd_histogram *h);
@@ -43,6 +45,9 @@ void qd_histogram_add(qd_histogram *h, const float *x, int64_t n);
 void qd_histogram_range(const qd_histogram *h, float *lo, float *hi);
 int64_t qd_histogram_count(const qd_histogram *h);
 qd_status qd_histogram_search(const qd_histogram *h, int bits, bool symmetric, qd_affine *out, qd_err *err);
+qd_status qd_histogram_fit(const qd_histogram *h, int bits, bool symmetric, qd_affine *out, qd_err *err); /* min-max */
+/* SQNR of what was seen under a map, each bin taken as evenly filled. */
+double qd_histogram_sqnr_db(const qd_histogram *h, const qd_affine *map);
 
 /* --- methods.c --- */
 
@@ -50,7 +55,7 @@ typedef enum qd_needs { QD_NEEDS_NOTHING = 0, QD_NEEDS_DATA = 1, QD_NEEDS_DENOIS
 
 /* One quantized layer, as reported. */
 typedef struct qd_layer_report {
-    char name[160];
+    char name[QD_MAX_NAME + 8];       /* of the layer; with ".split0", ".split1" for the halves of a split one */
     const char *op;                   /* "conv2d", "linear" */
     int weight_bits, activation_bits; /* 0 = left in float */
     float scale;                      // of the activation
@@ -89,7 +94,8 @@ typedef struct qd_method {
     const qd_param *params;
     qd_needs needs;
     qd_role role;
-    /* *out is a new graph with quantize/qconv2d/qlinear nodes. Same task and seed, same bytes, whatever the number of threads. */
+    /* *out is a new graph with quantize/qconv2d/qlinear nodes; its new tensors draw from run's budget, which must outlive it.
+     * Same task and seed, same bytes, whatever the number of threads. */
     qd_status (*run)(const qd_quant_task *task, const qd_run *run, qd_graph **out, qd_quant_report *report,
                      qd_err *err);
 } qd_method;
@@ -97,10 +103,12 @@ extern const qd_method *const qd_methods[]; /* NULL-terminated: minmax, mse (dif
 const qd_method *qd_method_find(const char *name);
 
 /* The fake-quant twin of a quantized graph: quantize -> fake_quant, qconv2d -> conv2d with dequantized weights, and so on. The
- * judge of the integer path, and a way to run it in float. Node names stay. */
+ * judge of the integer path, and a way to run it in float. Node names stay. QD_E_UNSUPPORTED when a layer reads codes as another
+ * scale or zero than they were made with. */
 qd_status qd_quant_fake_twin(const qd_graph *quantized, qd_graph **out, qd_err *err);
 
-/* eps SQNR by time step of `quantized` against `reference` on the reference's own trajectories. */
+/* eps SQNR by time step of `quantized` against `reference` on the reference's own DDIM trajectories: at every `every`-th step and
+ * the last. Also as run metrics "eps_sqnr_db" by time step. Fills the eps_ fields of the report, replacing what was there. */
 qd_status qd_quant_measure_eps(const qd_graph *reference, const qd_graph *quantized, const qd_schedule *schedule,
                                const qd_sample_options *o, int64_t samples, int every, const qd_run *run,
                                qd_quant_report *report, qd_err *err);

@@ -1,0 +1,18 @@
+/* methods.c - the table of quantization methods. */
+#include <string.h>
+
+#include "quant/quant_int.h"
+
+const qd_method *const qd_methods[] = {
+    &qd_method_minmax,
+    &qd_method_mse,
+    NULL,
+};
+
+const qd_method *qd_method_find(const char *name)
+{
+    for (const qd_method *const *m = qd_methods; *m; m++)
+        if (strcmp((*m)->name, name) == 0)
+            return *m;
+    return NULL;
+}

@@ -1,0 +1,105 @@
+/* quant_int.h - what the files of this room share: layers and their quantizers, trajectories of the float model. */
+#ifndef QD_QUANT_QUANT_INT_H
+#define QD_QUANT_QUANT_INT_H
+
+#include "quant/quant.h"
+
+/* --- scheme.c --- */
+/* The 80 candidates on [lo, hi], scored on x[n] with weights w[n] (NULL = ones). */
+qd_status qd_affine_search_range(const float *x, const double *w, int64_t n, float lo, float hi, int bits,
+                                 bool symmetric, qd_affine *out, qd_err *err);
+/* False when n is 0 or a value is not finite. */
+bool qd_min_max(const float *x, int64_t n, float *lo, float *hi);
+
+/* --- layout.c: which layers are quantized, and the values they read --- */
+
+/* One value of the float graph that is turned into codes, once for all layers that read it. */
+typedef struct qd_quantizer {
+    qd_node_id value;
+    qd_histogram *seen;
+    qd_affine map;
+    double sqnr_db; /* of the codes against what was seen */
+} qd_quantizer;
+
+/* A layer, or one half of a split one: its share of the input channels. */
+typedef struct qd_part {
+    int quantizer;
+    int64_t first, channels;
+    qd_tensor codes;  // I8 [O, channels / groups, kh, kw] or [O, channels]
+    qd_tensor wscale; // F32 [O]
+    double sqnr_db;   /* of the weights */
+} qd_part;
+
+typedef struct qd_quant_layer {
+    qd_node_id id;
+    const char *note; /* why it stays in float; NULL when it is quantized */
+    int n_parts;      /* 1; 2 when split (qncd.md 4.1) */
+    qd_part part[2];
+} qd_quant_layer;
+
+typedef struct qd_layout {
+    const qd_graph *graph; /* float, lent */
+    qd_quant_layer *layers;
+    int n_layers;
+    qd_quantizer *quantizers;
+    int n_quantizers;
+} qd_layout;
+
+/* Every conv2d and linear in graph order. Those that do not depend on the input "sample" depend on the time step only and stay in
+ * float (qncd.md 3.6), as do those named in `skip` (commas between). */
+qd_status qd_layout_new(const qd_graph *g, const char *skip, bool split_shortcut, qd_layout **out, qd_err *err);
+void qd_layout_free(qd_layout *l);
+/* Shapes of all nodes of a graph with batch 1. */
+qd_status qd_layout_shapes(const qd_graph *g, qd_shape *shapes, qd_err *err);
+
+/* --- weights.c --- */
+/* Codes and scales of all weights: symmetric for each output channel, half to even. */
+qd_status qd_layout_quantize_weights(qd_layout *l, int bits, bool search, const qd_run *run, qd_err *err);
+
+/* --- rewrite.c --- */
+/* The float graph with its layers replaced. Every map and weight must be there. */
+qd_status qd_layout_apply(const qd_layout *l, qd_graph **out, qd_err *err);
+
+/* --- trajectory.c --- */
+
+/* Float trajectories of `samples` samples, looked at before each step. */
+typedef struct qd_trajectories {
+    const qd_graph *graph;
+    const qd_schedule *schedule;
+    const qd_sampler *sampler;
+    qd_sample_options options;
+    int64_t samples;
+    const char *phase; /* of the progress it reports */
+    /* x, eps: [batch, C, H, W] of which the first n are samples first..first+n-1, the rest is filling. */
+    qd_status (*look)(void *ctx, const qd_predictor *p, int step, int t, int64_t first, int64_t n, const float *x,
+                      const float *eps, qd_err *err);
+    void *ctx;
+} qd_trajectories;
+/* How many samples share a call. */
+int64_t qd_trajectory_batch(int64_t samples);
+qd_status qd_trajectories_run(const qd_trajectories *j, const qd_run *run, qd_err *err);
+
+/* (x_t, t) of the float model at some steps of the production schedule (qncd.md 5). */
+typedef struct qd_calibration_set {
+    int steps; /* stored */
+    int *t;    // [steps]
+    int64_t samples;
+    qd_tensor x; // [steps, samples, C, H, W]
+} qd_calibration_set;
+/* `steps` of the schedule's steps, equally spaced from the first to the last. j's look and ctx are not used. */
+qd_status qd_calibration_set_make(const qd_trajectories *j, int steps, const qd_run *run, qd_calibration_set *out,
+                                  qd_err *err);
+void qd_calibration_set_clear(qd_calibration_set *s);
+
+/* --- observe.c --- */
+/* Run the float graph over the whole set and show every quantizer its value. */
+qd_status qd_layout_observe(qd_layout *l, const qd_calibration_set *set, const qd_run *run, qd_err *err);
+
+/* --- measure.c --- */
+qd_status qd_measure_eps(const qd_trajectories *j, const qd_graph *quantized, int every, const qd_run *run,
+                         qd_quant_report *report, qd_err *err);
+
+/* --- ptq.c --- */
+extern const qd_method qd_method_minmax, qd_method_mse;
+
+#endif

@@ -1,0 +1,131 @@
+/* rewrite.c - the float graph with its layers replaced: x -> quantize -> qconv2d or qlinear. */
+#include <stdio.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "graph/op.h"
+#include "quant/quant_int.h"
+
+#define NAME_BYTES (QD_MAX_NAME + 32) /* room for suffixes: the graph refuses names over its own limit */
+
+typedef struct rewrite {
+    const qd_layout *layout;
+    const qd_graph *from;
+    qd_graph *to;
+    qd_node_id *map;   // [nodes of from]
+    qd_node_id *codes; // [quantizers]
+} rewrite;
+
+/* Constants come along with the first node that needs them, so that float weights nobody reads any more stay behind. */
+static qd_node_id take(rewrite *w, qd_node_id id)
+{
+    if (id < 0)
+        return -1;
+    if (w->map[id] < 0)
+        qd_graph_copy_node(w->to, w->from, id, w->map);
+    return w->map[id];
+}
+
+static qd_node_id add_codes(rewrite *w, const char *layer, int quantizer)
+{
+    char name[NAME_BYTES];
+    const qd_quantizer *q = &w->layout->quantizers[quantizer];
+    if (w->codes[quantizer] < 0) {
+        snprintf(name, sizeof name, "%s.quantize", layer);
+        w->codes[quantizer] =
+            qd_graph_add(w->to, &qd_op_quantize, name, QD_IN(take(w, q->value)),
+                         QD_ATTRS(QD_FLOAT("scale", q->map.scale), QD_INT("zero", q->map.zero),
+                                  QD_INT("bits", q->map.bits), QD_INT("symmetric", q->map.symmetric)));
+    }
+    return w->codes[quantizer];
+}
+
+/* One part under `name`; bias -1 for none. */
+static qd_node_id add_part(rewrite *w, const qd_node *n, const char *name, const qd_part *p, qd_node_id bias)
+{
+    char weight[NAME_BYTES], wscale[NAME_BYTES];
+    qd_attr attrs[QD_MAX_ATTRS];
+    const qd_affine *map = &w->layout->quantizers[p->quantizer].map;
+    int n_attrs = 0;
+    for (; n_attrs < n->n_attrs; n_attrs++)
+        attrs[n_attrs] = n->attr[n_attrs];
+    attrs[n_attrs++] = QD_FLOAT("x_scale", map->scale);
+    attrs[n_attrs++] = QD_INT("x_zero", map->zero);
+
+    snprintf(weight, sizeof weight, "%s.weight", name);
+    snprintf(wscale, sizeof wscale, "%s.wscale", name);
+    const qd_node_id inputs[4] = { add_codes(w, name, p->quantizer), qd_graph_const(w->to, weight, &p->codes),
+                                   qd_graph_const(w->to, wscale, &p->wscale), bias };
+    const qd_op *op = n->op == &qd_op_conv2d ? &qd_op_qconv2d : &qd_op_qlinear;
+    return qd_graph_add(w->to, op, name, inputs, bias < 0 ? 3 : 4, attrs, n_attrs);
+}
+
+static void add_layer(rewrite *w, const qd_quant_layer *layer)
+{
+    const qd_node *n = qd_graph_node(w->from, layer->id);
+    const qd_node_id bias = n->n_inputs > 2 ? take(w, n->input[2]) : -1;
+    if (layer->n_parts == 1) {
+        w->map[layer->id] = add_part(w, n, n->name, &layer->part[0], bias);
+        return;
+    }
+    qd_node_id half[2];
+    for (int k = 0; k < 2; k++) {
+        char name[NAME_BYTES];
+        snprintf(name, sizeof name, k ? "%s.split1" : "%s.split0", n->name);
+        half[k] = add_part(w, n, name, &layer->part[k], k == 0 ? bias : -1);
+    }
+    w->map[layer->id] = qd_graph_add(w->to, &qd_op_add, n->name, QD_IN(half[0], half[1]), QD_NO_ATTRS);
+}
+
+static void add_all(rewrite *w)
+{
+    int next = 0; /* layers are in graph order */
+    for (qd_node_id id = 0; id < qd_graph_size(w->from); id++) {
+        const qd_node *n = qd_graph_node(w->from, id);
+        const qd_quant_layer *layer = NULL;
+        if (next < w->layout->n_layers && w->layout->layers[next].id == id)
+            layer = &w->layout->layers[next++];
+        if (n->op == &qd_op_const)
+            continue;
+        if (layer && !layer->note) {
+            add_layer(w, layer);
+            continue;
+        }
+        for (int k = 0; k < n->n_inputs; k++)
+            take(w, n->input[k]);
+        take(w, id);
+    }
+}
+
+qd_status qd_layout_apply(const qd_layout *l, qd_graph **out, qd_err *err)
+{
+    const int n = qd_graph_size(l->graph);
+    rewrite w = { .layout = l, .from = l->graph };
+    qd_status st = QD_E_NOMEM;
+    w.map = qd_alloc((size_t)n * sizeof *w.map);
+    w.codes = qd_alloc((size_t)l->n_quantizers * sizeof *w.codes);
+    if (!w.map || !w.codes) {
+        qd_fail(err, st, "no memory to rewrite %d nodes", n);
+        goto out;
+    }
+    for (int k = 0; k < n; k++)
+        w.map[k] = -1;
+    for (int k = 0; k < l->n_quantizers; k++)
+        w.codes[k] = -1;
+
+    st = qd_graph_new(&w.to, err);
+    if (st)
+        goto out;
+    add_all(&w);
+    qd_graph_copy_outputs(w.to, w.from, w.map);
+    st = qd_graph_verify(w.to, err);
+    if (st)
+        goto out;
+    /* A concat that only a split shortcut read is dead now. */
+    st = qd_graph_prune(w.to, out, err);
+out:
+    qd_graph_free(w.to);
+    qd_free(w.codes);
+    qd_free(w.map);
+    return st;
+}
