@@ -45,7 +45,8 @@ typedef struct qd_predictor {
 
 /* A look (and a hand) into each step, before the sampler uses eps: correction layers live here, samplers never learn about bits.
  * step 0..steps-1, t the time step, t_prev the next one (-1 past the end). May change eps and, for stochastic samplers, *sigma.
- * x is the current sample. Called once for every call of the predictor that belongs to a logical step. */
+ * x is the current sample. Called once for every call of the predictor, with the logical step it belongs to: plms calls twice in
+ * step 0, first with that step's t, then with its t_prev as t. */
 typedef struct qd_sampler_hook {
     void *ctx;
     qd_status (*eps)(void *ctx, int step, int t, int t_prev, const float *x, float *eps, double *sigma, qd_err *err);
@@ -72,7 +73,7 @@ typedef struct qd_sampler {
     qd_status (*run)(const qd_schedule *s, const qd_sample_options *o, const qd_predictor *p,
                      const qd_sampler_hook *hook, const qd_run *run, float *x, qd_err *err);
 } qd_sampler;
-extern const qd_sampler *const qd_samplers[]; /* NULL-terminated: samplers.c; ddpm, ddim */
+extern const qd_sampler *const qd_samplers[]; /* NULL-terminated: samplers.c; ddpm, ddim, plms, dpmpp2m */
 const qd_sampler *qd_sampler_find(const char *name);
 
 /* "leading", "trailing", "linspace", "quad". */

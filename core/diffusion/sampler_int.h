@@ -25,6 +25,8 @@ typedef struct qd_walk {
 qd_status qd_walk_open(qd_walk *w, const qd_schedule *s, const qd_sample_options *o, const qd_predictor *p,
                        const qd_sampler_hook *hook, const qd_run *run, qd_err *err);
 void qd_walk_close(qd_walk *w);
+/* Room for `count` more arrays of [n] in one block, drawn from the run's budget; free with qd_free before closing. */
+qd_status qd_walk_take(qd_walk *w, int count, float **out, qd_err *err);
 
 /* The grid entry after step i, -1 past the end. */
 int qd_walk_next(const qd_walk *w, int step);
@@ -50,17 +52,24 @@ static inline double qd_walk_x0(const qd_walk *w, double alpha_bar_root, double 
 /* Rows that samplers share. */
 extern const char *const qd_spacing_names[]; /* NULL-terminated, in the order of qd_spacing */
 extern const char *const qd_clip_names[];
-#define QD_PARAM_ROW_STEPS(fallback_)                                                                                          \
-    { .name = "steps", .type = QD_PARAM_INT, .summary = "Sampling steps (at most the training steps of the model).",           \
-      .fallback = (fallback_), .min = 1, .max = 10000 }
-#define QD_PARAM_ROW_SPACING(fallback_)                                                                                        \
-    { .name = "spacing", .type = QD_PARAM_CHOICE, .summary = "How the steps spread over the training time steps.",             \
-      .fallback = (fallback_), .choices = qd_spacing_names }
-#define QD_PARAM_ROW_CLIP                                                                                                      \
-    { .name = "clip", .type = QD_PARAM_CHOICE,                                                                                 \
-      .summary = "Hold the predicted image in the range of pixels at each step: on, off, or as the model's schedule says.",    \
-      .fallback = "schedule", .choices = qd_clip_names }
+#define QD_PARAM_ROW_STEPS(fallback_)                                                                                  \
+    {                                                                                                                  \
+        .name = "steps", .type = QD_PARAM_INT, .summary = "Sampling steps (at most the training steps of the model).", \
+        .fallback = (fallback_), .min = 1, .max = 10000                                                                \
+    }
+#define QD_PARAM_ROW_SPACING(fallback_)                                                                                \
+    {                                                                                                                  \
+        .name = "spacing", .type = QD_PARAM_CHOICE, .summary = "How the steps spread over the training time steps.",   \
+        .fallback = (fallback_), .choices = qd_spacing_names                                                           \
+    }
+#define QD_PARAM_ROW_CLIP                                                                                              \
+    {                                                                                                                  \
+        .name = "clip", .type = QD_PARAM_CHOICE,                                                                       \
+        .summary =                                                                                                     \
+            "Hold the predicted image in the range of pixels at each step: on, off, or as the model's schedule says.", \
+        .fallback = "schedule", .choices = qd_clip_names                                                               \
+    }
 
-extern const qd_sampler qd_sampler_ddpm, qd_sampler_ddim;
+extern const qd_sampler qd_sampler_ddpm, qd_sampler_ddim, qd_sampler_plms, qd_sampler_dpmpp2m;
 
 #endif

@@ -3,7 +3,8 @@
 
 #include "diffusion/sampler_int.h"
 
-const qd_sampler *const qd_samplers[] = { &qd_sampler_ddpm, &qd_sampler_ddim, NULL };
+const qd_sampler *const qd_samplers[] = { &qd_sampler_ddpm, &qd_sampler_ddim, &qd_sampler_plms, &qd_sampler_dpmpp2m,
+                                          NULL };
 
 const char *const qd_spacing_names[] = { "leading", "trailing", "linspace", "quad", NULL };
 const char *const qd_clip_names[] = { "schedule", "on", "off", NULL };

@@ -29,26 +29,34 @@ qd_status qd_walk_open(qd_walk *w, const qd_schedule *s, const qd_sample_options
     *w = (qd_walk){ .schedule = s, .o = o, .p = p, .hook = hook, .run = run, .steps = o->steps };
     w->clip = (o->clip < 0 ? s->clip_sample : o->clip > 0) ? s->clip_range : INFINITY;
 
-    int64_t n;
-    size_t bytes;
     const qd_shape shape = QD_SHAPE(p->batch, p->channels, p->height, p->width);
-    st = qd_shape_count(&shape, &n, err);
+    st = qd_shape_count(&shape, &w->n, err);
     if (st)
         return st;
-    if (!qd_mul_size((size_t)n, 2 * sizeof(float), &bytes))
-        return qd_fail(err, QD_E_LIMIT, "a batch of %lld images does not fit into memory", (long long)p->batch);
-    st = qd_budget_draw(qd_run_budget(run), bytes, "a sampler's noise", err);
+    w->per_sample = w->n / p->batch;
+    st = qd_walk_take(w, 1, &w->eps, err);
     if (st)
         return st;
-    w->drawn_bytes = bytes;
-    w->n = n;
-    w->per_sample = n / p->batch;
+    st = qd_walk_take(w, 1, &w->noise, err);
+    if (st)
+        return st;
     w->t = qd_calloc((size_t)s->train_steps, sizeof(int)); /* as many as can be asked for */
-    w->eps = qd_alloc_aligned(bytes / 2);
-    w->noise = qd_alloc_aligned(bytes / 2);
-    if (!w->t || !w->eps || !w->noise)
-        return qd_fail(err, QD_E_NOMEM, "out of memory for a sampler's %zu bytes of noise", bytes);
+    if (!w->t)
+        return qd_fail(err, QD_E_NOMEM, "out of memory for a grid of %d time steps", o->steps);
     return qd_timesteps(s, o->spacing, o->steps, w->t, err);
+}
+
+qd_status qd_walk_take(qd_walk *w, int count, float **out, qd_err *err)
+{
+    size_t bytes;
+    if (!qd_mul_size((size_t)w->n, (size_t)count * sizeof(float), &bytes))
+        return qd_fail(err, QD_E_LIMIT, "a batch of %lld images does not fit into memory", (long long)w->p->batch);
+    qd_status st = qd_budget_draw(qd_run_budget(w->run), bytes, "a sampler", err);
+    if (st)
+        return st;
+    w->drawn_bytes += bytes;
+    *out = qd_alloc_aligned(bytes);
+    return *out ? QD_OK : qd_fail(err, QD_E_NOMEM, "out of memory for a sampler's %zu bytes", bytes);
 }
 
 void qd_walk_close(qd_walk *w)

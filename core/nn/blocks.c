@@ -2,18 +2,22 @@
  *
  * The plan's fuser knows these forms (group_norm -> silu -> conv, concat -> group_norm, conv -> add), so each block is written
  * in one way only. */
+#include <assert.h>
 #include <math.h>
-#include <stdio.h>
+#include <string.h>
 
 #include "graph/op.h"
 #include "nn/nn_int.h"
 
 static const qd_feature FAILED = { .id = -1 };
 
-/* "<prefix><suffix>" in buf. */
+/* "<prefix><suffix>" in buf. Both are ours and short. */
 static const char *join(char buf[QD_NN_NAME], const char *prefix, const char *suffix)
 {
-    snprintf(buf, QD_NN_NAME, "%s%s", prefix, suffix);
+    const size_t n = strlen(prefix), m = strlen(suffix);
+    assert(n + m < QD_NN_NAME);
+    memcpy(buf, prefix, n);
+    memcpy(buf + n, suffix, m + 1);
     return buf;
 }
 
