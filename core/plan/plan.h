@@ -20,6 +20,8 @@ extern const qd_backend *const qd_backends[];
 const qd_backend *qd_backend_default(void);
 const qd_backend *qd_backend_find(const char *name);
 const char *qd_backend_name(const qd_backend *b);
+/* The libraries behind the fast backend, their versions and instruction sets, for `quantd version`. Static storage. */
+const char *qd_plan_libraries(void);
 
 typedef struct qd_plan_options {
     const qd_shape *input_shapes; /* one for each graph input, batch filled in */

@@ -1,0 +1,188 @@
+/* cpu_gemm.c - products of matrices: few rows against large weights, attention, batched matmul.
+ *
+ * Work is cut into pieces by shape alone; threads only share the pieces out, so results do not depend on their number. */
+#include <math.h>
+#include <omp.h>
+#include <string.h>
+
+#include "base/par.h"
+#include "plan/cpu_int.h"
+
+#define OUTPUTS_PER_PIECE 32
+#define QUERIES_PER_PIECE 64
+#define ROWS_PER_PIECE 128
+
+/* --- few rows --- */
+
+typedef struct dots_state {
+    const qd_simd *simd;
+    const float *weight, *bias, *src;
+    float *dst;
+    qd_value_id from;
+    int64_t rows, in, out;
+} dots_state;
+
+static void dots_piece(void *ctx, int64_t i)
+{
+    const dots_state *d = ctx;
+    const int64_t begin = i * OUTPUTS_PER_PIECE;
+    const int64_t end = begin + OUTPUTS_PER_PIECE < d->out ? begin + OUTPUTS_PER_PIECE : d->out;
+    d->simd->dots(d->dst, d->src, d->weight, d->bias, d->rows, d->in, d->out, begin, end);
+}
+
+static qd_status run_dots(qd_plan *p, qd_step *s, qd_err *err)
+{
+    dots_state *d = s->state;
+    d->src = qd_plan_data(p, d->from);
+    d->dst = qd_plan_data(p, s->out);
+    qd_par_for(s->threads, (d->out + OUTPUTS_PER_PIECE - 1) / OUTPUTS_PER_PIECE, dots_piece, d);
+    return QD_OK;
+}
+
+qd_status qd_add_dots_step(qd_plan *p, const char *name, qd_value_id src, const float *weight, const float *bias,
+                           int64_t rows, int64_t in, int64_t n_out, qd_value_id out, qd_err *err)
+{
+    qd_step *s;
+    void *memory;
+    qd_status st = qd_plan_small(p, sizeof(dots_state), &memory, err);
+    if (!st)
+        st = qd_plan_add_step(p, name, "linear", out, &s, err);
+    if (st)
+        return st;
+    dots_state *d = memory;
+    *d = (dots_state){
+        .simd = qd_simd_get(), .weight = weight, .bias = bias, .from = src, .rows = rows, .in = in, .out = n_out
+    };
+    s->state = d;
+    s->run = run_dots;
+    s->impl = d->simd->name;
+    s->macs = rows * in * n_out;
+    s->threads = qd_threads_for(p, (double)s->macs * 4.0); /* bound by memory */
+    qd_step_reads(s, src);
+    return QD_OK;
+}
+
+/* --- attention --- */
+
+typedef struct attention_state {
+    qd_attention_step a;
+    const qd_simd *simd;
+    const float *q, *k, *v;
+    float *dst, *scores; // [threads][QUERIES_PER_PIECE][s]
+    int64_t chunks;      /* of queries */
+    int failed[1];
+} attention_state;
+
+static void attention_piece(void *ctx, int64_t i)
+{
+    attention_state *w = ctx;
+    const qd_attention_step *a = &w->a;
+    const int64_t chunk = i % w->chunks, head = i / w->chunks % a->heads, sample = i / w->chunks / a->heads;
+    const int64_t width = a->c / a->heads, first = chunk * QUERIES_PER_PIECE;
+    const int64_t queries = a->t - first < QUERIES_PER_PIECE ? a->t - first : QUERIES_PER_PIECE;
+    const float *q = w->q + (sample * a->t + first) * a->c + head * width;
+    const float *k = w->k + sample * a->s * a->c + head * width, *v = w->v + sample * a->s * a->c + head * width;
+    float *scores = w->scores + (int64_t)omp_get_thread_num() * QUERIES_PER_PIECE * a->s;
+
+    if (qd_dnnl_gemm(scores, q, k, queries, a->s, width, a->s, a->c, a->c, true, a->scale))
+        __atomic_store_n(w->failed, 1, __ATOMIC_RELAXED);
+    w->simd->softmax(scores, queries, a->s, (size_t)a->s);
+    if (qd_dnnl_gemm(w->dst + (sample * a->t + first) * a->c + head * width, scores, v, queries, width, a->s, a->c,
+                     a->s, a->c, false, 1.0f))
+        __atomic_store_n(w->failed, 1, __ATOMIC_RELAXED);
+}
+
+static qd_status run_attention(qd_plan *p, qd_step *s, qd_err *err)
+{
+    attention_state *w = s->state;
+    w->q = qd_plan_data(p, w->a.q);
+    w->k = qd_plan_data(p, w->a.k);
+    w->v = qd_plan_data(p, w->a.v);
+    w->dst = qd_plan_data(p, s->out);
+    w->scores = qd_plan_scratch(p, s);
+    w->failed[0] = 0;
+    omp_set_num_threads(1); /* each product on the thread of its piece */
+    qd_par_for(s->threads, w->a.n * w->a.heads * w->chunks, attention_piece, w);
+    return w->failed[0] ? qd_fail(err, QD_E_INTERNAL, "'%s': a matrix product failed", s->name) : QD_OK;
+}
+
+qd_status qd_add_attention_step(qd_plan *p, const qd_attention_step *a, qd_err *err)
+{
+    qd_step *s;
+    void *memory;
+    qd_status st = qd_plan_small(p, sizeof(attention_state), &memory, err);
+    if (!st)
+        st = qd_plan_add_step(p, a->name, "attention", a->out, &s, err);
+    if (st)
+        return st;
+    attention_state *w = memory;
+    w->a = *a;
+    w->simd = qd_simd_get();
+    w->chunks = (a->t + QUERIES_PER_PIECE - 1) / QUERIES_PER_PIECE;
+    s->state = w;
+    s->run = run_attention;
+    s->impl = "sgemm";
+    s->macs = a->macs;
+    s->threads = qd_threads_for(p, (double)a->macs);
+    qd_step_reads(s, a->q);
+    qd_step_reads(s, a->k);
+    qd_step_reads(s, a->v);
+    return qd_plan_add_scratch(p, s, (size_t)(s->threads * QUERIES_PER_PIECE * a->s) * sizeof(float), err);
+}
+
+/* --- batched matmul --- */
+
+typedef struct matmul_state {
+    qd_value_id va, vb;
+    const float *a, *b;
+    float *dst;
+    int64_t batch, m, n, k, chunks;
+    bool trans_b;
+    float alpha;
+    int failed;
+} matmul_state;
+
+static void matmul_piece(void *ctx, int64_t i)
+{
+    matmul_state *w = ctx;
+    const int64_t b = i / w->chunks, first = i % w->chunks * ROWS_PER_PIECE;
+    const int64_t rows = w->m - first < ROWS_PER_PIECE ? w->m - first : ROWS_PER_PIECE;
+    if (qd_dnnl_gemm(w->dst + (b * w->m + first) * w->n, w->a + (b * w->m + first) * w->k, w->b + b * w->k * w->n, rows,
+                     w->n, w->k, w->n, w->k, w->trans_b ? w->k : w->n, w->trans_b, w->alpha))
+        __atomic_store_n(&w->failed, 1, __ATOMIC_RELAXED);
+}
+
+static qd_status run_matmul(qd_plan *p, qd_step *s, qd_err *err)
+{
+    matmul_state *w = s->state;
+    w->a = qd_plan_data(p, w->va);
+    w->b = qd_plan_data(p, w->vb);
+    w->dst = qd_plan_data(p, s->out);
+    w->failed = 0;
+    omp_set_num_threads(1);
+    qd_par_for(s->threads, w->batch * w->chunks, matmul_piece, w);
+    return w->failed ? qd_fail(err, QD_E_INTERNAL, "'%s': a matrix product failed", s->name) : QD_OK;
+}
+
+qd_status qd_add_matmul_step(qd_plan *p, const char *name, qd_value_id a, qd_value_id b, qd_value_id out, int64_t batch,
+                             int64_t m, int64_t n, int64_t k, bool trans_b, float alpha, qd_err *err)
+{
+    qd_step *s;
+    void *memory;
+    qd_status st = qd_plan_small(p, sizeof(matmul_state), &memory, err);
+    if (!st)
+        st = qd_plan_add_step(p, name, "matmul", out, &s, err);
+    if (st)
+        return st;
+    matmul_state *w = memory;
+    *w = (matmul_state){ .va = a, .vb = b, .batch = batch, .m = m, .n = n, .k = k, .trans_b = trans_b, .alpha = alpha };
+    w->chunks = (m + ROWS_PER_PIECE - 1) / ROWS_PER_PIECE;
+    s->state = w;
+    s->run = run_matmul;
+    s->impl = "sgemm";
+    s->macs = batch * m * n * k;
+    s->threads = qd_threads_for(p, (double)s->macs);
+    qd_step_reads(s, a);
+    qd_step_reads(s, b);
+    return QD_OK;
+}

@@ -1,0 +1,680 @@
+/* fuse.c - look at a graph as the fast backend wants it: equal nodes once, layouts chosen, chains of nodes grouped into steps. */
+#include <assert.h>
+#include <string.h>
+
+#include "plan/cpu_int.h"
+
+qd_node_id qd_fused_input(const qd_fused *f, qd_node_id id, int k)
+{
+    const qd_node *n = qd_graph_node(f->g, id);
+    const qd_node_id x = k < n->n_inputs ? n->input[k] : -1;
+    return x < 0 ? -1 : f->info[x].same;
+}
+
+static const qd_op *op_of(const qd_fused *f, qd_node_id id)
+{
+    return qd_graph_node(f->g, id)->op;
+}
+
+bool qd_act_of(const qd_op *op, qd_act *act)
+{
+    static const struct {
+        const qd_op *op;
+        qd_act act;
+    } acts[] = {
+        { &qd_op_silu, QD_ACT_SILU }, { &qd_op_relu, QD_ACT_RELU },       { &qd_op_clip, QD_ACT_CLIP },
+        { &qd_op_gelu, QD_ACT_GELU }, { &qd_op_sigmoid, QD_ACT_SIGMOID }, { &qd_op_tanh, QD_ACT_TANH },
+    };
+    for (size_t k = 0; k < sizeof(acts) / sizeof(acts[0]); k++)
+        if (acts[k].op == op) {
+            *act = acts[k].act;
+            return true;
+        }
+    return false;
+}
+
+static bool is_act(const qd_op *op)
+{
+    qd_act unused;
+    return qd_act_of(op, &unused);
+}
+
+static bool is_arith(const qd_op *op)
+{
+    return op == &qd_op_add || op == &qd_op_sub || op == &qd_op_mul || op == &qd_op_div;
+}
+
+static bool is_quant(const qd_op *op)
+{
+    return op == &qd_op_quantize || op == &qd_op_fake_quant;
+}
+
+/* --- equal nodes, constants known now, what is needed --- */
+
+static bool same_work(const qd_fused *f, qd_node_id a, qd_node_id b)
+{
+    const qd_node *x = qd_graph_node(f->g, a), *y = qd_graph_node(f->g, b);
+    if (x->op != y->op || x->n_inputs != y->n_inputs || x->op == &qd_op_input || x->op == &qd_op_const)
+        return false;
+    for (int k = 0; k < x->n_inputs; k++)
+        if (qd_fused_input(f, a, k) != qd_fused_input(f, b, k))
+            return false;
+    for (int k = 0; k < x->n_attrs; k++) {
+        const qd_attr *p = &x->attr[k], *q = &y->attr[k];
+        if (p->i != q->i || p->n != q->n || memcmp(&p->f, &q->f, sizeof(p->f)) != 0 ||
+            memcmp(p->ints, q->ints, (size_t)p->n * sizeof(p->ints[0])) != 0)
+            return false;
+    }
+    return true;
+}
+
+/* Equal nodes read the same first input: compare along the chain of its readers so far. */
+static qd_status find_equal(qd_fused *f, qd_err *err)
+{
+    qd_node_id *last = qd_alloc(((size_t)f->n + 1) * 2 * sizeof(*last));
+    if (!last)
+        return qd_fail(err, QD_E_NOMEM, "no memory to compare %d nodes", f->n);
+    qd_node_id *before = last + f->n; /* the reader of the same input before this one */
+    for (qd_node_id id = 0; id < f->n; id++) {
+        f->info[id].same = id;
+        last[id] = -1;
+        before[id] = -1;
+        const qd_node_id x = qd_fused_input(f, id, 0);
+        if (x < 0)
+            continue;
+        for (qd_node_id other = last[x]; other >= 0; other = before[other])
+            if (same_work(f, other, id)) {
+                f->info[id].same = other;
+                break;
+            }
+        if (f->info[id].same == id) {
+            before[id] = last[x];
+            last[x] = id;
+        }
+    }
+    qd_free(last);
+    return QD_OK;
+}
+
+static qd_status fold(qd_fused *f, qd_node_id id, qd_budget *budget, qd_err *err)
+{
+    const qd_node *n = qd_graph_node(f->g, id);
+    qd_tensor *out = &f->info[id].folded;
+    const qd_tensor *in[QD_MAX_INPUTS] = { NULL };
+    if (n->op == &qd_op_const) {
+        qd_tensor_share(out, &n->value);
+        return QD_OK;
+    }
+    if (n->op == &qd_op_input || n->n_inputs == 0 || f->info[id].same != id)
+        return QD_OK;
+    for (int k = 0; k < n->n_inputs; k++) {
+        const qd_node_id x = qd_fused_input(f, id, k);
+        if (x < 0)
+            continue;
+        if (!f->info[x].folded.data)
+            return QD_OK;
+        in[k] = &f->info[x].folded;
+    }
+    qd_status st = qd_tensor_init(out, n->dtype, &f->shapes[id], budget, err);
+    if (!st)
+        n->op->forward(n, in, out);
+    return st;
+}
+
+static qd_status find_needed(qd_fused *f, const qd_plan_options *o, qd_err *err)
+{
+    for (int k = 0; k < qd_graph_outputs(f->g); k++)
+        f->info[f->info[qd_graph_output_at(f->g, k)].same].fixed = true;
+    for (int k = 0; k < o->n_observed; k++)
+        f->info[f->info[o->observed[k]].same].fixed = true;
+
+    int total = 0;
+    for (qd_node_id id = f->n - 1; id >= 0; id--) {
+        qd_node_info *info = &f->info[id];
+        info->live |= info->fixed;
+        if (!info->live || info->folded.data)
+            continue;
+        for (int k = 0; k < qd_graph_node(f->g, id)->n_inputs; k++) {
+            const qd_node_id x = qd_fused_input(f, id, k);
+            if (x < 0)
+                continue;
+            f->info[x].live = true;
+            f->info[x].uses++;
+            total++;
+        }
+    }
+    f->consumer = qd_alloc(((size_t)total + 1) * sizeof(*f->consumer));
+    if (!f->consumer)
+        return qd_fail(err, QD_E_NOMEM, "no memory for %d edges", total);
+    int at = 0;
+    for (qd_node_id id = 0; id < f->n; id++) {
+        f->info[id].consumers = at;
+        at += f->info[id].uses;
+        f->info[id].uses = 0;
+    }
+    for (qd_node_id id = 0; id < f->n; id++) {
+        if (!f->info[id].live || f->info[id].folded.data)
+            continue;
+        for (int k = 0; k < qd_graph_node(f->g, id)->n_inputs; k++) {
+            const qd_node_id x = qd_fused_input(f, id, k);
+            if (x >= 0)
+                f->consumer[f->info[x].consumers + f->info[x].uses++] = id;
+        }
+    }
+    return QD_OK;
+}
+
+/* --- layouts --- */
+
+static bool is_kept(const qd_shape *in, const qd_shape *out)
+{
+    return out->rank >= 3 && in->rank >= 3 && in->dim[0] == out->dim[0] && in->dim[1] == out->dim[1];
+}
+
+/* The order of axes in memory, outermost first. */
+static void axes_in_memory(int rank, qd_layout layout, int order[QD_MAX_RANK])
+{
+    for (int k = 0; k < rank; k++)
+        order[k] = k;
+    if (layout == QD_LAYOUT_LAST && rank >= 3) {
+        for (int k = 1; k < rank - 1; k++)
+            order[k] = k + 1;
+        order[rank - 1] = 1;
+    }
+}
+
+/* Does permuting x (in layout `from`) give the same bytes when the result is read in layout `to`? */
+static bool permute_is_view(const qd_node *n, const qd_shape *x, const qd_shape *out, qd_layout from, qd_layout to)
+{
+    int in_order[QD_MAX_RANK], out_order[QD_MAX_RANK], j = 0;
+    const int64_t *perm = qd_node_ints(n, "perm")->ints;
+    axes_in_memory(x->rank, from, in_order);
+    axes_in_memory(out->rank, to, out_order);
+    for (int k = 0; k < out->rank; k++) {
+        const int axis = (int)perm[out_order[k]];
+        if (x->dim[axis] == 1)
+            continue;
+        while (j < x->rank && x->dim[in_order[j]] == 1)
+            j++;
+        if (j == x->rank || in_order[j++] != axis)
+            return false;
+    }
+    return true;
+}
+
+static void lay_shape_op(qd_fused *f, qd_node_id id)
+{
+    const qd_node *n = qd_graph_node(f->g, id);
+    const qd_node_id x = qd_fused_input(f, id, 0);
+    const qd_shape *in = &f->shapes[x], *out = &f->shapes[id];
+    const qd_layout from = f->info[x].layout;
+    qd_node_info *info = &f->info[id];
+
+    if (n->op == &qd_op_permute) {
+        for (int to = QD_LAYOUT_ROW; to <= QD_LAYOUT_LAST && !info->view; to++) {
+            info->view = permute_is_view(n, in, out, from, (qd_layout)to);
+            if (info->view)
+                info->layout = (qd_layout)to;
+        }
+    } else if (qd_layout_same(in, from, QD_LAYOUT_ROW)) {
+        info->view = true;
+    } else if (is_kept(in, out)) { /* [N, C, H, W] to [N, C, HW] and the like */
+        info->view = true;
+        info->layout = QD_LAYOUT_LAST;
+    }
+}
+
+static qd_layout layout_for(const qd_fused *f, qd_node_id id)
+{
+    const qd_node *n = qd_graph_node(f->g, id);
+    const qd_op *op = n->op;
+    const int rank = f->shapes[id].rank;
+    if (rank < 3)
+        return QD_LAYOUT_ROW;
+    if (op == &qd_op_input)
+        return rank == 4 && n->dtype == QD_F32 ? QD_LAYOUT_LAST : QD_LAYOUT_ROW;
+    if (op == &qd_op_conv2d || op == &qd_op_qconv2d || op == &qd_op_group_norm || op == &qd_op_batch_norm ||
+        op == &qd_op_upsample || op == &qd_op_avg_pool || op == &qd_op_max_pool || op == &qd_op_global_avg_pool)
+        return QD_LAYOUT_LAST;
+    const qd_layout first = f->info[qd_fused_input(f, id, 0)].layout;
+    if (is_act(op) || op == &qd_op_affine)
+        return first;
+    if (is_quant(op))
+        return qd_fused_input(f, id, 1) >= 0 ? QD_LAYOUT_LAST : first; /* divisors go along axis 1 */
+    if (is_arith(op)) {
+        for (int k = 0; k < 2; k++) {
+            const qd_node_id x = qd_fused_input(f, id, k);
+            if (f->info[x].layout == QD_LAYOUT_LAST && qd_shape_equal(&f->shapes[x], &f->shapes[id]) &&
+                !qd_layout_same(&f->shapes[x], QD_LAYOUT_LAST, QD_LAYOUT_ROW))
+                return QD_LAYOUT_LAST;
+        }
+        return QD_LAYOUT_ROW;
+    }
+    if (op == &qd_op_concat && n->dtype == QD_F32) {
+        const int64_t axis = qd_node_int(n, "axis");
+        const bool channels = (axis < 0 ? axis + rank : axis) == 1 && (rank == 4 || first == QD_LAYOUT_LAST);
+        return channels ? QD_LAYOUT_LAST : QD_LAYOUT_ROW;
+    }
+    if (op == &qd_op_slice && n->dtype == QD_F32 && first == QD_LAYOUT_LAST && qd_node_int(n, "step") == 1) {
+        const int64_t axis = qd_node_int(n, "axis");
+        return (axis < 0 ? axis + rank : axis) == 1 ? QD_LAYOUT_LAST : QD_LAYOUT_ROW;
+    }
+    return QD_LAYOUT_ROW;
+}
+
+static void choose_layouts(qd_fused *f)
+{
+    for (qd_node_id id = 0; id < f->n; id++) {
+        const qd_op *op = op_of(f, id);
+        qd_node_info *info = &f->info[id];
+        info->layout = QD_LAYOUT_ROW;
+        if (!info->live || info->folded.data)
+            continue;
+        if (op == &qd_op_reshape || op == &qd_op_permute)
+            lay_shape_op(f, id);
+        else
+            info->layout = layout_for(f, id);
+    }
+}
+
+/* --- values read in parts --- */
+
+static bool is_channel_op(const qd_fused *f, qd_node_id id, const qd_op *op)
+{
+    return op_of(f, id) == op && f->info[id].layout == QD_LAYOUT_LAST;
+}
+
+static void slice_range(const qd_fused *f, qd_node_id id, int64_t *begin, int64_t *count)
+{
+    const qd_node *n = qd_graph_node(f->g, id);
+    const int64_t start = qd_node_int(n, "start"), whole = f->shapes[qd_fused_input(f, id, 0)].dim[1];
+    *begin = start < 0 ? start + whole : start;
+    *count = f->shapes[id].dim[1];
+}
+
+static int add_parts(const qd_fused *f, qd_node_id id, int64_t begin, int64_t count, bool open, qd_part *parts, int n)
+{
+    if (count <= 0)
+        return n;
+    if (!f->info[id].split && !open) {
+        if (n < QD_MAX_PARTS)
+            parts[n] = (qd_part){ .node = id, .begin = begin, .count = count };
+        return n + 1;
+    }
+    if (op_of(f, id) == &qd_op_slice) {
+        int64_t from, whole;
+        slice_range(f, id, &from, &whole);
+        return add_parts(f, qd_fused_input(f, id, 0), from + begin, count, false, parts, n);
+    }
+    int64_t at = 0;
+    for (int k = 0; k < qd_graph_node(f->g, id)->n_inputs; k++) {
+        const qd_node_id x = qd_fused_input(f, id, k);
+        const int64_t size = f->shapes[x].dim[1];
+        const int64_t lo = begin > at ? begin : at, hi = begin + count < at + size ? begin + count : at + size;
+        n = add_parts(f, x, lo - at, hi - lo, false, parts, n);
+        at += size;
+    }
+    return n;
+}
+
+int qd_fused_parts(const qd_fused *f, qd_node_id id, bool open, qd_part parts[QD_MAX_PARTS])
+{
+    const qd_shape *s = &f->shapes[id];
+    return add_parts(f, id, 0, s->rank > 1 ? s->dim[1] : 1, open, parts, 0);
+}
+
+static bool is_pointwise_conv(const qd_fused *f, qd_node_id id)
+{
+    const qd_node *n = qd_graph_node(f->g, id);
+    if (n->op != &qd_op_conv2d || qd_node_int(n, "groups") != 1)
+        return false;
+    const qd_shape *w = &f->shapes[qd_fused_input(f, id, 1)];
+    const int64_t *pads = qd_node_ints(n, "pads")->ints;
+    return w->dim[2] == 1 && w->dim[3] == 1 && !pads[0] && !pads[1] && !pads[2] && !pads[3] &&
+           f->info[qd_fused_input(f, id, 1)].folded.data;
+}
+
+static bool whole_parts(const qd_fused *f, const qd_part *parts, int n)
+{
+    for (int k = 0; k < n; k++)
+        if (parts[k].begin || parts[k].count != f->shapes[parts[k].node].dim[1])
+            return false;
+    return true;
+}
+
+static bool reads_parts(const qd_fused *f, qd_node_id reader, qd_node_id of, bool whole)
+{
+    const qd_op *op = op_of(f, reader);
+    if (qd_fused_input(f, reader, 0) != of || f->info[reader].layout != QD_LAYOUT_LAST)
+        return false;
+    for (int k = 1; k < qd_graph_node(f->g, reader)->n_inputs; k++)
+        if (qd_fused_input(f, reader, k) == of)
+            return false;
+    if (op == &qd_op_group_norm || op == &qd_op_batch_norm || op == &qd_op_slice || is_act(op) || is_quant(op))
+        return true;
+    return whole && is_pointwise_conv(f, reader);
+}
+
+/* A concat of channels (or a slice of them) need not exist when all its readers can take the parts. */
+static void find_splits(qd_fused *f)
+{
+    for (qd_node_id id = 0; id < f->n; id++) {
+        qd_node_info *info = &f->info[id];
+        const qd_node *node = qd_graph_node(f->g, id);
+        if (!info->live || info->fixed || info->folded.data || !info->uses || node->dtype != QD_F32)
+            continue;
+        if (!is_channel_op(f, id, &qd_op_concat) && !is_channel_op(f, id, &qd_op_slice))
+            continue;
+        bool ok = true;
+        for (int k = 0; k < node->n_inputs; k++)
+            ok &= !f->info[qd_fused_input(f, id, k)].folded.data;
+        info->split = ok;
+        qd_part parts[QD_MAX_PARTS];
+        const int n = ok ? qd_fused_parts(f, id, false, parts) : 0;
+        if (n > QD_MAX_PARTS)
+            ok = false;
+        const bool whole = ok && whole_parts(f, parts, n);
+        for (int k = 0; k < info->uses && ok; k++)
+            ok = reads_parts(f, f->consumer[info->consumers + k], id, whole);
+        info->split = ok;
+    }
+}
+
+/* --- groups --- */
+
+/* The one reader of a value that nobody else needs; -1 otherwise. */
+static qd_node_id sole_reader(const qd_fused *f, qd_node_id id)
+{
+    const qd_node_info *info = &f->info[id];
+    if (info->uses != 1 || info->fixed)
+        return -1;
+    const qd_node_id reader = f->consumer[info->consumers];
+    return f->info[reader].group < 0 ? reader : -1;
+}
+
+/* The same, walking through views; *through is the value that the reader reads. */
+static qd_node_id reader_through_views(const qd_fused *f, qd_node_id id, qd_node_id *through)
+{
+    qd_node_id reader = sole_reader(f, id);
+    *through = id;
+    while (reader >= 0 && f->info[reader].view) {
+        *through = reader;
+        reader = sole_reader(f, reader);
+    }
+    return reader;
+}
+
+/* All nodes from `from` (exclusive) to `to` along single readers belong to the group. */
+static void claim(qd_fused *f, int group, qd_node_id from, qd_node_id to)
+{
+    while (from != to) {
+        from = f->consumer[f->info[from].consumers];
+        f->info[from].group = group;
+    }
+}
+
+static bool is_known(const qd_fused *f, qd_node_id id)
+{
+    return id < 0 || f->info[id].folded.data;
+}
+
+/* Are all inputs but the first constants (or left out)? */
+static bool has_known_parameters(const qd_fused *f, qd_node_id id)
+{
+    for (int k = 1; k < qd_graph_node(f->g, id)->n_inputs; k++)
+        if (!is_known(f, qd_fused_input(f, id, k)))
+            return false;
+    return true;
+}
+
+static bool is_norm(const qd_fused *f, qd_node_id id)
+{
+    const qd_op *op = op_of(f, id);
+    return op == &qd_op_affine || ((op == &qd_op_group_norm || op == &qd_op_batch_norm) && f->shapes[id].rank <= 4 &&
+                                   has_known_parameters(f, id));
+}
+
+/* Codes that a vector of floats can make: rounding by a magic number is exact below 2^22. */
+static bool is_simple_quant(const qd_fused *f, qd_node_id id)
+{
+    return is_quant(op_of(f, id)) && has_known_parameters(f, id);
+}
+
+static bool starts_pass(const qd_fused *f, qd_node_id id)
+{
+    const qd_op *op = op_of(f, id);
+    if (qd_graph_node(f->g, qd_fused_input(f, id, 0))->dtype != QD_F32)
+        return false;
+    if (op == &qd_op_concat || op == &qd_op_slice) {
+        qd_part parts[QD_MAX_PARTS];
+        return f->info[id].layout == QD_LAYOUT_LAST && qd_fused_parts(f, id, true, parts) <= QD_MAX_PARTS;
+    }
+    return is_norm(f, id) || is_act(op) || op == &qd_op_upsample || is_simple_quant(f, id);
+}
+
+/* add(x, e) with e one number for each sample and channel, read by nobody but the norm at `norm`. */
+static void take_time(qd_fused *f, qd_group *gr)
+{
+    const qd_node_id sum = gr->source;
+    if (op_of(f, gr->main) != &qd_op_group_norm || op_of(f, sum) != &qd_op_add || f->info[sum].fixed ||
+        f->info[sum].uses != 1 || f->info[sum].group >= 0 || f->info[sum].folded.data)
+        return;
+    for (int k = 0; k < 2; k++) {
+        const qd_node_id x = qd_fused_input(f, sum, k), e = qd_fused_input(f, sum, 1 - k);
+        const qd_shape *s = &f->shapes[sum], *t = &f->shapes[e];
+        if (x == e || !qd_shape_equal(&f->shapes[x], s) || t->rank != s->rank || t->dim[1] != s->dim[1] ||
+            (t->dim[0] != 1 && t->dim[0] != s->dim[0]))
+            continue;
+        bool flat = true;
+        for (int j = 2; j < t->rank; j++)
+            flat &= t->dim[j] == 1;
+        if (!flat)
+            continue;
+        gr->source = x;
+        gr->time = e;
+        f->info[sum].group = f->n_groups;
+        return;
+    }
+}
+
+static void match_pass(qd_fused *f, qd_node_id id)
+{
+    const qd_op *op = op_of(f, id);
+    qd_group gr = { .kind = QD_GROUP_PASS,
+                    .main = id,
+                    .end = id,
+                    .source = op == &qd_op_concat || op == &qd_op_slice ? id : qd_fused_input(f, id, 0),
+                    .time = -1,
+                    .norm = -1,
+                    .up = -1,
+                    .quant = -1,
+                    .bn = -1,
+                    .residual = -1,
+                    .act = -1 };
+    qd_node_id cur = id;
+    bool moved = false; /* through views: axes have other meanings now */
+    if (is_norm(f, id))
+        gr.norm = id;
+    else if (is_act(op))
+        gr.act = id;
+    else if (op == &qd_op_upsample)
+        gr.up = id;
+    else if (is_quant(op))
+        gr.quant = id;
+    if (gr.norm >= 0)
+        take_time(f, &gr);
+
+    while (gr.quant < 0) {
+        qd_node_id through;
+        const qd_node_id next = reader_through_views(f, cur, &through);
+        if (next < 0 || qd_fused_input(f, next, 0) != through || f->info[next].folded.data)
+            break;
+        const bool crossed = moved || through != cur;
+        const bool same = qd_layout_same(&f->shapes[next], f->info[next].layout, f->info[through].layout);
+        const qd_op *o = op_of(f, next);
+        if (is_act(o) && gr.act < 0 && same)
+            gr.act = next;
+        else if (is_simple_quant(f, next) && same && !(crossed && qd_graph_node(f->g, next)->n_inputs > 1))
+            gr.quant = next;
+        else if (o == &qd_op_upsample && gr.up < 0 && !crossed)
+            gr.up = next;
+        else
+            break;
+        claim(f, f->n_groups, cur, next);
+        cur = next;
+        moved = crossed;
+    }
+    gr.end = cur;
+    f->info[id].group = f->n_groups;
+    f->groups[f->n_groups++] = gr;
+}
+
+static bool is_product(const qd_fused *f, qd_node_id id)
+{
+    const qd_op *op = op_of(f, id);
+    if (!f->info[id].live || f->info[id].folded.data || !has_known_parameters(f, id))
+        return false;
+    if (op == &qd_op_conv2d || op == &qd_op_linear)
+        return true;
+    if (op != &qd_op_qconv2d && op != &qd_op_qlinear)
+        return false;
+    const qd_tensor *scale = &f->info[qd_fused_input(f, id, 2)].folded;
+    const qd_node_id bias = qd_fused_input(f, id, 3);
+    return qd_qconv_fits(qd_f32(scale), bias < 0 ? NULL : qd_f32(&f->info[bias].folded), qd_tensor_count(scale),
+                         (float)qd_node_float(qd_graph_node(f->g, id), "x_scale"));
+}
+
+/* Is this value made by a product later than `after` that could itself take the sum in? Then it shall: it runs last. */
+static bool comes_from_later_product(const qd_fused *f, qd_node_id id, qd_node_id after)
+{
+    while (f->info[id].uses == 1 && !f->info[id].fixed) {
+        if (is_product(f, id))
+            return id > after;
+        if (!f->info[id].view && op_of(f, id) != &qd_op_batch_norm)
+            return false;
+        id = qd_fused_input(f, id, 0);
+    }
+    return false;
+}
+
+static void match_product(qd_fused *f, qd_node_id id)
+{
+    const qd_op *op = op_of(f, id);
+    const bool conv = op == &qd_op_conv2d || op == &qd_op_qconv2d;
+    qd_group gr = { .kind = conv ? QD_GROUP_CONV : QD_GROUP_LINEAR,
+                    .main = id,
+                    .end = id,
+                    .source = qd_fused_input(f, id, 0),
+                    .time = -1,
+                    .norm = -1,
+                    .up = -1,
+                    .quant = -1,
+                    .bn = -1,
+                    .residual = -1,
+                    .act = -1 };
+    qd_node_id cur = id;
+    for (;;) {
+        qd_node_id through;
+        const qd_node_id next = reader_through_views(f, cur, &through);
+        if (next < 0 || f->info[next].folded.data)
+            break;
+        const qd_op *o = op_of(f, next);
+        const bool same = qd_layout_same(&f->shapes[next], f->info[next].layout, f->info[through].layout);
+        if (o == &qd_op_batch_norm && op == &qd_op_conv2d && through == cur && cur == id &&
+            has_known_parameters(f, next)) {
+            gr.bn = next;
+        } else if (is_act(o) && gr.act < 0 && same) {
+            gr.act = next;
+        } else if (o == &qd_op_add && gr.residual < 0 && gr.act < 0 && same) {
+            const qd_node_id a = qd_fused_input(f, next, 0), b = qd_fused_input(f, next, 1);
+            const qd_node_id other = a == through ? b : a;
+            if (other == through || !qd_shape_equal(&f->shapes[other], &f->shapes[next]) ||
+                f->info[other].folded.data || comes_from_later_product(f, other, id))
+                break;
+            gr.residual = other;
+        } else {
+            break;
+        }
+        claim(f, f->n_groups, cur, next);
+        cur = next;
+        if (gr.act >= 0)
+            break;
+    }
+    gr.end = cur;
+    f->info[id].group = f->n_groups;
+    f->groups[f->n_groups++] = gr;
+}
+
+static void find_groups(qd_fused *f)
+{
+    for (qd_node_id id = 0; id < f->n; id++) {
+        const qd_node_info *info = &f->info[id];
+        if (!info->live || info->folded.data || info->view || info->split || info->group >= 0 ||
+            qd_graph_node(f->g, id)->n_inputs == 0)
+            continue;
+        if (is_product(f, id))
+            match_product(f, id);
+        else if (starts_pass(f, id))
+            match_pass(f, id);
+    }
+}
+
+void qd_fused_border(const qd_fused *f, qd_node_id codes, int32_t border[4])
+{
+    const qd_node_info *info = &f->info[codes];
+    memset(border, 0, 4 * sizeof(*border));
+    if (info->fixed || f->shapes[codes].rank != 4 || info->layout != QD_LAYOUT_LAST || !info->uses)
+        return;
+    for (int k = 0; k < info->uses; k++) {
+        const qd_node_id reader = f->consumer[info->consumers + k];
+        if (op_of(f, reader) != &qd_op_qconv2d || !is_product(f, reader)) {
+            memset(border, 0, 4 * sizeof(*border));
+            return;
+        }
+        const int64_t *pads = qd_node_ints(qd_graph_node(f->g, reader), "pads")->ints;
+        for (int j = 0; j < 4; j++) {
+            if (k > 0 && border[j] != pads[j]) {
+                memset(border, 0, 4 * sizeof(*border));
+                return;
+            }
+            border[j] = (int32_t)pads[j];
+        }
+    }
+}
+
+qd_status qd_fuse(const qd_graph *g, const qd_shape *shapes, const qd_plan_options *o, qd_fused *out, qd_err *err)
+{
+    qd_fused f = { .g = g, .shapes = shapes, .n = qd_graph_size(g) };
+    f.info = qd_calloc((size_t)f.n + 1, sizeof(*f.info));
+    f.groups = qd_calloc((size_t)f.n + 1, sizeof(*f.groups));
+    qd_status st = f.info && f.groups ? QD_OK : qd_fail(err, QD_E_NOMEM, "no memory to fuse %d nodes", f.n);
+    for (int k = 0; k < f.n && f.info; k++) {
+        f.info[k].group = -1;
+        f.info[k].value[0] = f.info[k].value[1] = -1;
+    }
+    if (!st)
+        st = find_equal(&f, err);
+    for (qd_node_id id = 0; id < f.n && !st; id++)
+        st = fold(&f, id, o->budget, err);
+    if (!st)
+        st = find_needed(&f, o, err);
+    if (st) {
+        qd_fused_clear(&f);
+        return st;
+    }
+    choose_layouts(&f);
+    find_splits(&f);
+    find_groups(&f);
+    *out = f;
+    return QD_OK;
+}
+
+void qd_fused_clear(qd_fused *f)
+{
+    for (int k = 0; k < f->n && f->info; k++)
+        qd_tensor_clear(&f->info[k].folded);
+    qd_free(f->info);
+    qd_free(f->consumer);
+    qd_free(f->groups);
+    *f = (qd_fused){ 0 };
+}
