@@ -181,6 +181,8 @@ static void conv_refuses(void **state)
     check_fails(ask_conv(4, 6, 3, QD_NO_ATTRS, &err), QD_E_INVALID, "node 'node' (conv2d): weight wants 3 channels",
                 &err);
     check_fails(ask_conv(4, 6, 2, QD_ATTRS(QD_INT("groups", 3)), &err), QD_E_INVALID, "3 groups do not divide 4", &err);
+    check_fails(ask_conv(4, 5, 2, QD_ATTRS(QD_INT("groups", 2)), &err), QD_E_INVALID,
+                "2 groups do not divide 4 input and 5 output", &err);
     check_fails(ask_conv(4, 6, 2, QD_ATTRS(QD_INT("groups", 0)), &err), QD_E_INVALID, "groups must be 1..4, got 0",
                 &err);
     check_fails(ask_conv(4, 6, 4, QD_ATTRS(qd_attr_ints("stride", 2, zero)), &err), QD_E_INVALID,

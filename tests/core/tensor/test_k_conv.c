@@ -148,15 +148,16 @@ static void longest_integer_sum(void **state)
     assert_true(out == (float)QD_K_MAX_PRODUCTS * 255 * 128);
 }
 
-/* An odd sum above 2^24 has no float: the sum is rounded once, and after that scaled. */
-static void sum_is_rounded_before_it_is_scaled(void **state)
+/* The order of roundings is fixed, so that a fast path can give the same bytes: the sum (an odd one above 2^24 has no float), the
+ * product of the scales, their product, the bias. */
+static void roundings_come_in_order(void **state)
 {
     enum { N = 600 };
     uint8_t codes[N];
     int8_t weight[N];
-    const float wscale = 3.0f, bias = 0.5f;
-    float out = 0;
+    qd_rng r;
     int32_t acc = 0;
+    int differ = 0;
     for (int k = 0; k < N; k++) {
         codes[k] = 255;
         weight[k] = 127;
@@ -165,9 +166,32 @@ static void sum_is_rounded_before_it_is_scaled(void **state)
     codes[0] = 254; /* 600 equal products make an even sum, one step less makes it odd */
     acc -= 127;
     assert_true(acc > 1 << 24 && acc % 2);
-    qd_k_qlinear(&out, codes, false, weight, &wscale, &bias, 0.1f, 0, 1, N, 1);
-    const float scale = 0.1f * wscale, rounded = (float)acc, scaled = rounded * scale;
-    assert_true(out == scaled + bias);
+    const qd_conv_shape s = { .n = 1,
+                              .c = N,
+                              .h = 1,
+                              .w = 1,
+                              .o = 1,
+                              .oh = 1,
+                              .ow = 1,
+                              .kh = 1,
+                              .kw = 1,
+                              .stride_h = 1,
+                              .stride_w = 1,
+                              .dil_h = 1,
+                              .dil_w = 1,
+                              .groups = 1 };
+    qd_rng_init(&r, 8, 0);
+    for (int again = 0; again < 100; again++) {
+        const float x_scale = 0.01f + qd_rng_uniform(&r), wscale = 0.01f + qd_rng_uniform(&r),
+                    bias = qd_rng_uniform(&r);
+        const float scale = x_scale * wscale, rounded = (float)acc, scaled = rounded * scale, want = scaled + bias;
+        float linear = 0, conv = 0;
+        qd_k_qlinear(&linear, codes, false, weight, &wscale, &bias, x_scale, 0, 1, N, 1);
+        qd_k_qconv2d(&conv, codes, false, weight, &wscale, &bias, x_scale, 0, &s);
+        assert_true(linear == want && conv == want);
+        differ += want != (float)(acc * (double)x_scale * wscale + bias);
+    }
+    assert_true(differ > 10); /* so the order can be seen */
 }
 
 static void max_pool_gives_nan(void **state)
@@ -199,7 +223,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(downsample_padding_traps), cmocka_unit_test(random_windows),
-        cmocka_unit_test(longest_integer_sum),      cmocka_unit_test(sum_is_rounded_before_it_is_scaled),
+        cmocka_unit_test(longest_integer_sum),      cmocka_unit_test(roundings_come_in_order),
         cmocka_unit_test(max_pool_gives_nan),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

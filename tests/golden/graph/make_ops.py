@@ -131,11 +131,12 @@ q, k, v = normal(2, 3, 6), normal(2, 4, 6), normal(2, 4, 6)
 case("attention", "attention", [q, k, v], attention(q, k, v, 1))
 case("attention of 3 heads", "attention", [q, k, v], attention(q, k, v, 3), heads=3)
 case("attention scaled", "attention", [q, k, v], attention(q, k, v, 2, 1.7), heads=2, scale=1.7)
+case("attention of large scores", "attention", [q * 30, k * 30, v], attention(q * 30, k * 30, v, 2), heads=2)
 q, k, v = normal(1, 1, 260), normal(1, 2, 260), normal(1, 2, 260)
 case("attention wider than one chunk", "attention", [q, k, v], attention(q, k, v, 1, 0.25), scale=0.25)
 
 table = normal(5, 3)
-case("embedding", "embedding", [("i64", torch.tensor([4.0, 0, 2])), table], table[[4, 0, 2]], tol=0)
+case("embedding, held in range", "embedding", [("i64", torch.tensor([4.0, 0, 2, -1, 7])), table], table[[4, 0, 2, 0, 4]], tol=0)
 case("embedding by floats, held in range", "embedding", [torch.tensor([1.0, -3, 9, 3, math.nan, 1e30]), table], table[[1, 0, 4, 3, 0, 4]], tol=0)
 
 
