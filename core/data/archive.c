@@ -256,12 +256,12 @@ static qd_status unpack_entry(unpacking *u, struct archive_entry *e, qd_err *err
 /* --- the whole --- */
 
 /* Every way in is named here; everything else the library knows stays off. A filter it would run an outside program for
- * (ARCHIVE_WARN) counts as missing. */
+ * (ARCHIVE_WARN) counts as missing. Zip by its directory only: read as a stream, a file cut short would pass for a smaller one. */
 static qd_status open_reader(struct archive *a, const char *path, qd_err *err)
 {
     if (archive_read_support_filter_gzip(a) != ARCHIVE_OK || archive_read_support_filter_xz(a) != ARCHIVE_OK ||
         archive_read_support_filter_zstd(a) != ARCHIVE_OK || archive_read_support_format_tar(a) != ARCHIVE_OK ||
-        archive_read_support_format_zip(a) != ARCHIVE_OK)
+        archive_read_support_format_zip_seekable(a) != ARCHIVE_OK)
         return qd_fail(err, QD_E_UNSUPPORTED, "the archive library was built without gzip, xz, zstd, tar or zip");
     if (archive_read_open_filename(a, path, BLOCK_BYTES) != ARCHIVE_OK) {
         const char *words = archive_error_string(a);

@@ -133,7 +133,7 @@ static qd_status canonical(const json_t *v, qd_buf *b, qd_err *err)
         qd_buf_addf(b, "%lld", (long long)json_integer_value(v));
         break;
     case JSON_REAL:
-        qd_buf_add_json_number(b, json_real_value(v));
+        qd_buf_add_json_number(b, json_real_value(v) + 0.0); /* -0.0 would come back as the integer 0 */
         break;
     case JSON_TRUE:
         qd_buf_adds(b, "true");

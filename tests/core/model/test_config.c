@@ -182,9 +182,9 @@ static void canonical_text_is_stable(void **state)
     qd_config *again;
 
     assert_string_equal(qd_config_text(c),
-                        "{\"a\":{\"x\":1e-06,\"y\":\"\xc3\xa9\\n\"},\"m\":0.1,\"z\":[1,2.5,-0,true,null]}");
+                        "{\"a\":{\"x\":1e-06,\"y\":\"\xc3\xa9\\n\"},\"m\":0.1,\"z\":[1,2.5,0,true,null]}");
     again = parse(qd_config_text(c));
-    assert_string_equal(qd_config_text(again)[0] ? "ok" : "", "ok");
+    assert_string_equal(qd_config_text(again), qd_config_text(c));
     assert_int_equal(qd_config_count(c), 3);
     assert_string_equal(qd_config_key(c, 0), "z"); /* keys in the file's order */
     assert_string_equal(qd_config_key(c, 2), "m");
