@@ -10,46 +10,69 @@
 #include "nn/nn.h"
 #include "plan/plan.h"
 
+/* A value inside to be looked at. */
 typedef struct peek {
-    float *data; // filled with the value's first elements
-    int64_t n;   // how many are wanted; set to what was there
+    const char *name;  // of the node
+    const float *want; // its first n elements
+    int64_t n;
+    double tolerance; // absolute
+    qd_node_id id;
+    int seen;
 } peek;
 
-static inline void peek_at(void *ctx, qd_node_id id, const float *data, const qd_shape *shape)
+#define MAX_PEEKS 8
+typedef struct peeks {
+    peek *at;
+    int n;
+} peeks;
+
+static inline void look(void *ctx, qd_node_id id, const float *data, const qd_shape *shape)
 {
-    peek *p = ctx;
-    int64_t n = 0;
-    (void)id;
-    check_ok(qd_shape_count(shape, &n, NULL), NULL);
-    if (n < p->n)
-        p->n = n;
-    memcpy(p->data, data, (size_t)p->n * sizeof(float));
+    const peeks *p = ctx;
+    for (int k = 0; k < p->n; k++) {
+        int64_t n = 0;
+        if (p->at[k].id != id)
+            continue;
+        check_ok(qd_shape_count(shape, &n, NULL), NULL);
+        assert_true(n >= p->at[k].n);
+        check_close(data, p->at[k].want, p->at[k].n, p->at[k].tolerance, 0.0);
+        p->at[k].seen++;
+    }
 }
 
-/* The graph's only output for `batch` samples; inputs f32 in the graph's order. inside/p: a node to look at, or NULL. */
+/* The graph's only output for `batch` samples; inputs f32 in the graph's order. Values inside are compared on the way. */
 static inline void run_graph(const qd_graph *g, const qd_backend *backend, int64_t batch, const void *const *inputs,
-                             float *out, const char *inside, peek *p)
+                             float *out, peek *inside, int n_inside)
 {
     qd_err err = { 0 };
     qd_plan *plan = NULL;
     qd_shape shapes[QD_MAX_INPUTS];
+    qd_node_id ids[MAX_PEEKS];
+    peeks all = { .at = inside, .n = n_inside };
     const int n = qd_graph_inputs(g);
+    assert_true(n_inside <= MAX_PEEKS);
     for (int k = 0; k < n; k++) {
         shapes[k] = qd_graph_node(g, qd_graph_input_at(g, k))->shape;
         shapes[k].dim[0] = batch;
     }
-    qd_plan_options o = { .input_shapes = shapes, .n_inputs = n, .threads = 1, .backend = backend };
-    const qd_node_id seen = inside ? qd_graph_find(g, inside) : -1;
-    if (inside) {
-        assert_true(seen >= 0);
-        o.observed = &seen;
-        o.n_observed = 1;
-        o.observe = peek_at;
-        o.observe_ctx = p;
+    for (int k = 0; k < n_inside; k++) {
+        inside[k].seen = 0;
+        ids[k] = inside[k].id = qd_graph_find(g, inside[k].name);
+        assert_true(ids[k] >= 0);
     }
+    const qd_plan_options o = { .input_shapes = shapes,
+                                .n_inputs = n,
+                                .threads = 1,
+                                .backend = backend,
+                                .observed = ids,
+                                .n_observed = n_inside,
+                                .observe = look,
+                                .observe_ctx = &all };
     check_ok(qd_plan_compile(g, &o, &plan, &err), &err);
     check_ok(qd_plan_run(plan, NULL, inputs, (void *[]){ out }, &err), &err);
     qd_plan_free(plan);
+    for (int k = 0; k < n_inside; k++)
+        assert_int_equal(inside[k].seen, 1);
 }
 
 static inline qd_config *parse_config(const char *text)

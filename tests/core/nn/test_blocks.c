@@ -62,7 +62,7 @@ static void bench_run(bench *b, qd_feature y, const float *x, float *out)
     qd_graph_output(b->graph, "y", y.id);
     check_ok(qd_graph_verify(b->graph, &err), &err);
     check_ok(qd_weight_source_used_up(b->source, &err), &err);
-    run_graph(b->graph, &qd_backend_ref, 1, (const void *[]){ x }, out, NULL, NULL);
+    run_graph(b->graph, &qd_backend_ref, 1, (const void *[]){ x }, out, NULL, 0);
 }
 
 static void bench_close(bench *b)
@@ -256,7 +256,7 @@ static void time_embedding_values(void **state)
             qd_graph_add(g, &qd_op_timestep, "y", QD_IN(in),
                          QD_ATTRS(QD_INT("dim", 4), QD_INT("flip_sin_to_cos", k), QD_FLOAT("freq_shift", 1 - k))));
         check_ok(qd_graph_verify(g, &err), &err);
-        run_graph(g, &qd_backend_ref, 1, (const void *[]){ &t }, out, NULL, NULL);
+        run_graph(g, &qd_backend_ref, 1, (const void *[]){ &t }, out, NULL, 0);
         check_close(out, want[k], 4, 1e-6, 0.0);
         qd_graph_free(g);
     }

@@ -115,7 +115,7 @@ static void golden_networks(void **state)
         for (int b = 0; qd_backends[b]; b++) {
             /* Two float implementations of some 40 layers; values are of order 1. */
             print_message("  %s on %s\n", name, qd_backend_name(qd_backends[b]));
-            run_graph(g, qd_backends[b], sample->shape.dim[0], inputs, out, NULL, NULL);
+            run_graph(g, qd_backends[b], sample->shape.dim[0], inputs, out, NULL, 0);
             check_close(out, qd_f32(eps), n, 2e-5, 0.0);
         }
         qd_free(out);
@@ -192,7 +192,7 @@ static void old_attention_names(void **state)
     const qd_tensor *sample = golden_of("base", "sample"), *eps = golden_of("base", "eps");
     float out[2 * 2 * 8 * 8];
     run_graph(g, &qd_backend_ref, 2, (const void *[]){ sample->data, golden_of("base", "timestep")->data }, out, NULL,
-              NULL);
+              0);
     check_close(out, qd_f32(eps), qd_tensor_count(eps), 2e-5, 0.0);
     qd_graph_free(g);
     qd_weights_free(w);
