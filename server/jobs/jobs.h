@@ -12,6 +12,8 @@
 #include "settings.h"
 #include "store/store.h"
 
+#define SV_VERSION "0.1.0" /* as in meson.build; a test holds them together */
+
 /* One method of a kind: its params come from core tables (quant methods, samplers). */
 typedef struct sv_method {
     const char *name, *summary;
@@ -20,6 +22,12 @@ typedef struct sv_method {
 
 typedef struct sv_task sv_task;
 
+/* A preset sets some parameters before the explicit ones: one row for each (preset, parameter). Rows whose parameter the chosen
+ * method does not have are skipped. */
+typedef struct sv_preset {
+    const char *preset, *param, *value;
+} sv_preset;
+
 typedef struct sv_kind {
     const char *name, *summary;          /* "quantize" */
     const sv_method *(*methods)(int *n); /* gathered from the core's tables */
@@ -27,19 +35,27 @@ typedef struct sv_kind {
     const qd_param *params;   /* common to all methods of the kind (without "method") */
     const char *const *roles; /* model roles it takes, NULL-terminated */
     bool takes_bundle, takes_float;
+    const sv_preset *presets; /* ends with preset NULL; may be NULL. The choice itself is the parameter "preset" */
+    const char *const *drop_metrics; /* what max_drop may name, NULL-terminated; NULL = the kind knows no max_drop */
     /* Runs on a worker thread. *result is a new JSON object. */
     qd_status (*run)(sv_task *t, json_t **result, qd_err *err);
 } sv_kind;
 extern const sv_kind *const sv_kinds[]; /* NULL-terminated: kinds.c */
 const sv_kind *sv_kind_find(const char *name);
+const sv_method *sv_method_find(const sv_kind *k, const char *name);
 
 /* Validate a submitted body (API.md 3) into rows ready for the store. Words and `pointer` ("/params/weight_bits", capacity 128) say
  * what is wrong. model existence, role and format are checked against the store. */
 qd_status sv_job_parse(sv_store *store, const json_t *body, sv_job_row *out, char pointer[128], qd_err *err);
-/* The params object of a method from its rows: JSON text in and out of qd_params. */
+/* The params object of a method from its rows: JSON in, qd_params out. row_sets is NULL-terminated; a name that occurs in two sets
+ * belongs to the first. null counts as not given. */
 qd_status sv_params_from_json(const json_t *object, const qd_param *const *row_sets, qd_params **out, char pointer[128],
                               qd_err *err);
-/* JSON Schema of a kind, with methods and params (new reference). */
+/* All values of a params object as JSON (new reference, NULL when out of memory). */
+json_t *sv_params_to_json(const qd_params *p);
+/* JSON Schema of one set of rows: an object schema with type, default, bounds, choices and words for each parameter. */
+json_t *sv_params_schema(const qd_param *const *row_sets);
+/* A kind for GET /v1/kinds: name, summary, roles, presets, and for each method its JSON Schema (new reference). */
 json_t *sv_kind_schema(const sv_kind *k);
 
 /* --- what a running job sees --- */
@@ -52,6 +68,9 @@ struct sv_task {
     const sv_settings *settings;
     char *dir; /* scratch folder of this attempt, removed afterwards */
     struct sv_reporter *reporter;
+    sv_store *store;
+    const char *error_code; /* what a failed run is called, instead of the name of its status; NULL = that */
+    json_t *error_figures;  /* goes into the error object; owned */
 };
 char *sv_task_model_path(const sv_task *t); /* absolute; qd_free */
 /* Publish: the file moves into the job's artifact folder under its hash, row and event are written. */
@@ -68,8 +87,13 @@ qd_status sv_workers_start(const sv_settings *settings, sv_store *store, sv_bus 
 void sv_workers_wake(sv_workers *w);                       /* a job was queued */
 void sv_workers_cancel(sv_workers *w, const char *job_id); /* raise the flag of a job running here, at once */
 void sv_workers_stop(sv_workers *w);                       /* running jobs go back to the queue; joins; frees */
+/* The first half of stop: no new claims, running jobs told to stop; returns at once. */
+void sv_workers_drain(sv_workers *w);
 int sv_workers_busy(const sv_workers *w);
 int sv_workers_count(const sv_workers *w);
+/* At start, with the data folder locked: leases still held belong to workers that died with an earlier daemon; let them run out
+ * now, so that their jobs go on at once. *reclaimed may be NULL. */
+qd_status sv_workers_reclaim(sv_store *store, int *reclaimed, qd_err *err);
 
 /* Cancel through store and workers; reply as API.md 3 says. http_status 200 or 202. */
 qd_status sv_jobs_request_cancel(sv_store *store, sv_workers *w, sv_bus *bus, const char *id, json_t **reply,
@@ -84,5 +108,8 @@ qd_status sv_run_once(const sv_settings *settings, const char *job_path, const c
 /* Look into an uploaded file or folder and say what it is: format, role, summary (JSON text, qd_free). */
 qd_status sv_model_inspect(const char *path, const sv_settings *settings, char **format, char **role, char **summary,
                            qd_err *err);
+
+/* Publish on the bus what the log of a job holds past `after`, in order. For whoever changed a job's state in the store. */
+void sv_publish_since(sv_store *store, sv_bus *bus, const char *job_id, int64_t after);
 
 #endif

@@ -1,0 +1,160 @@
+/* denoise.c - what quantize and sample have in common: the model, sampler options, pictures, clocks. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/fs.h"
+#include "base/mem.h"
+#include "jobs/jobs_int.h"
+#include "nn/nn.h"
+
+enum { READABLE_PX = 112, SHEET_PX = 4096, GAP_PX = 2 };
+
+/* --- the model --- */
+
+qd_status sv_denoise_open(const char *path, const qd_run *run, sv_denoise *out, qd_err *err)
+{
+    sv_denoise d = { 0 };
+    qd_role role;
+    qd_status st;
+
+    st = qd_model_open(path, qd_run_budget(run), &d.model, err);
+    if (st)
+        goto out;
+    st = qd_zoo_build(d.model, run, &d.graph, &role, err);
+    if (st)
+        goto out;
+    const qd_node_id input = role == QD_ROLE_DENOISER ? qd_graph_find(d.graph, "sample") : -1;
+    const qd_node *node = input >= 0 ? qd_graph_node(d.graph, input) : NULL;
+    if (!node || node->shape.rank != 4) {
+        st = qd_fail(err, QD_E_UNSUPPORTED,
+                     "the model is no denoiser of pictures: it has no input 'sample' [N, C, H, W]");
+        goto out;
+    }
+    d.channels = node->shape.dim[1];
+    d.height = node->shape.dim[2];
+    d.width = node->shape.dim[3];
+    st = qd_schedule_open(d.model->scheduler, &d.schedule, err);
+    if (st)
+        goto out;
+    *out = d;
+    memset(&d, 0, sizeof d);
+out:
+    sv_denoise_clear(&d);
+    return st;
+}
+
+void sv_denoise_clear(sv_denoise *d)
+{
+    qd_schedule_free(d->schedule);
+    qd_graph_free(d->graph);
+    qd_model_free(d->model);
+    memset(d, 0, sizeof *d);
+}
+
+int64_t sv_denoise_size(const sv_denoise *d)
+{
+    return d->channels * d->height * d->width; /* the graph's shape rules have made sure that it fits */
+}
+
+/* --- pictures --- */
+
+qd_status sv_picture(const sv_denoise *d, const float *chw, qd_image *out, qd_err *err)
+{
+    return qd_image_from_float(chw, d->channels >= 3 ? 3 : 1, (int)d->height, (int)d->width, out, err);
+}
+
+int sv_picture_zoom(int height)
+{
+    return height < READABLE_PX ? READABLE_PX / height : 1;
+}
+
+qd_status sv_pictures_save(const qd_image *images, int n, bool pairs, const char *path, qd_err *err)
+{
+    qd_image sheet = { 0 }, zoomed = { 0 };
+    qd_buf png;
+    qd_status st;
+
+    qd_buf_init(&png, 0);
+    int columns = (int)ceil(sqrt((double)n));
+    if (pairs && columns % 2)
+        columns++;
+    st = qd_image_grid(images, n, columns < n ? columns : n, GAP_PX, &sheet, err);
+    if (st)
+        goto out;
+    /* Small pictures are shown larger as long as the sheet stays handy. */
+    int zoom = sv_picture_zoom(images[0].height);
+    while (zoom > 1 && (sheet.width * zoom > SHEET_PX || sheet.height * zoom > SHEET_PX))
+        zoom--;
+    st = qd_image_zoom(&sheet, zoom, &zoomed, err);
+    if (st)
+        goto out;
+    st = qd_png_encode(&zoomed, &png, err);
+    if (st)
+        goto out;
+    st = qd_fs_write(path, png.data, png.size, err);
+out:
+    qd_buf_clear(&png);
+    qd_image_clear(&zoomed);
+    qd_image_clear(&sheet);
+    return st;
+}
+
+/* --- clocks --- */
+
+double sv_now_s(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static int by_value(const void *a, const void *b)
+{
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+double sv_median(double *values, int n)
+{
+    if (n < 1)
+        return NAN;
+    qsort(values, (size_t)n, sizeof values[0], by_value);
+    return values[(n - 1) / 2];
+}
+
+static qd_status timed_predict(void *ctx, const qd_run *run, const float *x, double t, float *out, qd_err *err)
+{
+    sv_clocked *c = ctx;
+    const double start = sv_now_s();
+    const qd_status st = c->inner.predict(c->inner.ctx, run, x, t, out, err);
+    if (!st && c->n < c->cap)
+        c->seconds[c->n++] = sv_now_s() - start;
+    return st;
+}
+
+qd_status sv_clocked_init(sv_clocked *c, const qd_predictor *inner, int cap, qd_err *err)
+{
+    c->seconds = qd_calloc((size_t)cap, sizeof c->seconds[0]);
+    if (!c->seconds)
+        return qd_fail(err, QD_E_NOMEM, "no memory for %d times", cap);
+    c->inner = *inner;
+    c->n = 0;
+    c->cap = cap;
+    return QD_OK;
+}
+
+void sv_clocked_clear(sv_clocked *c)
+{
+    qd_free(c->seconds);
+    memset(c, 0, sizeof *c);
+}
+
+qd_predictor sv_clocked_predictor(sv_clocked *c)
+{
+    qd_predictor p = c->inner;
+    p.ctx = c;
+    p.predict = timed_predict;
+    return p;
+}

@@ -1,0 +1,118 @@
+/* jobs_int.h - what the files of this room share: the reporter, the stop flag with its reason, small JSON parts. */
+#ifndef SV_JOBS_JOBS_INT_H
+#define SV_JOBS_JOBS_INT_H
+
+#include "data/data.h"
+#include "diffusion/diffusion.h"
+#include "jobs/jobs.h"
+#include "model/model.h"
+
+/* --- rows (validate.c) --- */
+
+/* One array out of several: made once for each combination, kept as long as the process lives, because qd_params borrows it.
+ * NULL when out of memory. */
+const qd_param *sv_rows_join(const qd_param *const *row_sets);
+
+/* --- small JSON parts (job_json.c) --- */
+json_t *sv_json_number(double v);       /* null when it is not finite */
+char *sv_json_text(const json_t *o);    /* canonical: sorted keys, no blanks; qd_free */
+json_t *sv_json_read(const char *text); /* an object, or null for "" and anything that is not JSON */
+
+/* --- why a running job must stop --- */
+typedef enum sv_stop_why {
+    SV_STOP_NONE,
+    SV_STOP_CANCEL,   /* somebody asked */
+    SV_STOP_SHUTDOWN, /* the daemon goes down: back to the queue */
+    SV_STOP_TIME,     /* time_limit_s */
+    SV_STOP_LOST,     /* the lease is somebody else's: leave quietly */
+} sv_stop_why;
+
+typedef struct sv_stop {
+    atomic_bool flag; /* what the work looks at */
+    atomic_int why;   /* sv_stop_why; the first reason stays */
+} sv_stop;
+void sv_stop_init(sv_stop *s);
+void sv_stop_raise(sv_stop *s, sv_stop_why why);
+
+/* --- reporter.c: everything an attempt says, stored first, then published --- */
+typedef struct sv_reporter sv_reporter;
+qd_status sv_reporter_new(sv_store *store, sv_bus *bus, const sv_job_row *job, sv_stop *stop, sv_reporter **out,
+                          qd_err *err);
+void sv_reporter_free(sv_reporter *r);
+void sv_reporter_attach(sv_reporter *r, qd_run *run); /* sets ctx and the callbacks */
+/* Stores and publishes one event; takes the reference to data. Any thread. */
+void sv_reporter_event(sv_reporter *r, const char *type, json_t *data);
+/* Called by the timer thread: repeats the last progress when nothing was said for a second, so that listeners see life. */
+void sv_reporter_tick(sv_reporter *r, int64_t now_ms);
+/* Sends a progress call that the throttle still holds back. */
+void sv_reporter_flush(sv_reporter *r);
+qd_status sv_reporter_sample(sv_reporter *r, uint32_t frame_kind, sv_sample_row *row, const void *png, size_t size,
+                             qd_err *err);
+qd_status sv_reporter_artifact(sv_reporter *r, const sv_artifact_row *row, qd_err *err);
+
+/* Publishes what the store itself added to the log of this job (states). */
+void sv_reporter_catch_up(sv_reporter *r);
+
+/* --- task.c --- */
+/* What a failed run is called in the error object, instead of the name of its status. Takes the reference; figures may be NULL. */
+void sv_task_error(sv_task *t, const char *code, json_t *figures);
+char *sv_data_path(const sv_settings *s, const char *a, const char *b); /* data_dir/a/b, b may be NULL; qd_free */
+
+/* --- attempt.c: one claimed job, from its lease to its end --- */
+typedef struct sv_attempt {
+    const sv_settings *settings;
+    sv_store *store;
+    const sv_job_row *job;
+    sv_stop *stop;
+    sv_reporter *reporter;
+} sv_attempt;
+void sv_attempt_run(const sv_attempt *a);
+
+/* --- denoise.c: what quantize and sample have in common --- */
+typedef struct sv_denoise {
+    qd_model *model;
+    qd_graph *graph;
+    qd_schedule *schedule;
+    int64_t channels, height, width;
+} sv_denoise;
+qd_status sv_denoise_open(const char *path, const qd_run *run, sv_denoise *out, qd_err *err);
+void sv_denoise_clear(sv_denoise *d);
+int64_t sv_denoise_size(const sv_denoise *d); /* floats of one picture */
+/* [channels][h][w] in -1..1 to 8 bit: grey, or the first three channels as RGB. */
+qd_status sv_picture(const sv_denoise *d, const float *chw, qd_image *out, qd_err *err);
+/* How often a picture is repeated to be readable: about 112 pixels high, never less than once. */
+int sv_picture_zoom(int height);
+/* All pictures in one PNG file, about square; with `pairs` two of them always stay side by side. */
+qd_status sv_pictures_save(const qd_image *images, int n, bool pairs, const char *path, qd_err *err);
+
+/* A predictor that keeps the time of each call. */
+typedef struct sv_clocked {
+    qd_predictor inner;
+    double *seconds; // [cap]
+    int n, cap;
+} sv_clocked;
+qd_status sv_clocked_init(sv_clocked *c, const qd_predictor *inner, int cap, qd_err *err);
+void sv_clocked_clear(sv_clocked *c);
+qd_predictor sv_clocked_predictor(sv_clocked *c);
+double sv_now_s(void);                   /* monotonic seconds */
+double sv_median(double *values, int n); /* sorts; NAN of nothing; the lower one of two in the middle */
+
+/* --- pairs.c: the same noise through the float and the quantized model --- */
+enum { SV_PAIRS_MAX = 64 };
+typedef struct sv_pairs {
+    int n, identical;                        /* identical: pairs without any difference; they have no PSNR */
+    double psnr_db[SV_PAIRS_MAX];            /* INFINITY for identical pictures */
+    double psnr_mean_db, psnr_min_db;        /* of the others; NAN when there are none */
+    double image_float_s, image_quantized_s; /* medians of one whole sampling at batch 1; NAN without pairs */
+    double call_float_s, call_quantized_s;   /* medians of one call of the network */
+} sv_pairs;
+typedef struct sv_pair_ask {
+    const sv_denoise *reference, *quantized;
+    const qd_sampler *sampler;
+    qd_sample_options options;
+    int n;
+} sv_pair_ask;
+/* Pushes each pair as soon as it is done; then writes all of them to `sheet_path` (not when n is 0). */
+qd_status sv_pairs_draw(sv_task *t, const sv_pair_ask *ask, const char *sheet_path, sv_pairs *out, qd_err *err);
+
+#endif
