@@ -473,6 +473,12 @@ qd_status qd_bundle_load(const char *path, qd_budget *budget, qd_graph **graph, 
     return st;
 }
 
+bool qd_bundle_sniff(const char *path)
+{
+    /* Quotes included: inside the graph's text they would be escaped, so only a whole string of the header matches. */
+    return qd_safetensors_header_has(path, "\"" QD_BUNDLE_FORMAT "\"");
+}
+
 qd_status qd_bundle_open(const char *path, qd_graph **graph, qd_meta **meta, qd_err *err)
 {
     return qd_bundle_load(path, NULL, graph, meta, NULL, err);

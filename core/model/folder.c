@@ -313,10 +313,10 @@ qd_status qd_folder_load(const char *path, qd_budget *budget, qd_model *m, qd_er
 
     if (ends_with(weights, INDEX_SUFFIX))
         st = load_shards(dir, qd_base_name(weights), budget, m, err);
-    else if (m->config)
+    else if (m->config && !qd_bundle_sniff(weights))
         st = qd_safetensors_load(weights, budget, &m->weights, m->meta, &m->file_bytes, err);
     else
-        st = qd_model_load_file(weights, budget, m, err); /* a lone file in a folder is that file */
+        st = qd_model_load_file(weights, budget, m, err); /* the file says by itself what it is */
 out:
     qd_free(scheduler);
     qd_free(weights);

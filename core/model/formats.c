@@ -27,12 +27,6 @@ qd_status qd_model_configs_from_meta(qd_model *m, qd_err *err)
 
 /* --- rows --- */
 
-static bool bundle_sniff(const char *path)
-{
-    /* Quotes included: inside the graph's text they would be escaped, so only a whole string of the header matches. */
-    return !qd_fs_is_dir(path) && qd_safetensors_header_has(path, "\"" QD_BUNDLE_FORMAT "\"");
-}
-
 static qd_status bundle_load(const char *path, qd_budget *budget, qd_model *m, qd_err *err)
 {
     qd_meta *meta = NULL;
@@ -65,7 +59,7 @@ static const qd_format format_folder = {
 static const qd_format format_bundle = {
     .name = "bundle",
     .summary = "One file written by quantd: a graph in the metadata, its constants as tensors.",
-    .sniff = bundle_sniff,
+    .sniff = qd_bundle_sniff,
     .load = bundle_load,
 };
 static const qd_format format_safetensors = {

@@ -52,6 +52,7 @@ bool qd_folder_sniff(const char *path);
 qd_status qd_folder_load(const char *path, qd_budget *budget, qd_model *m, qd_err *err);
 
 /* --- bundle.c --- */
+bool qd_bundle_sniff(const char *path);
 qd_status qd_bundle_load(const char *path, qd_budget *budget, qd_graph **graph, qd_meta **meta, uint64_t *file_bytes,
                          qd_err *err);
 

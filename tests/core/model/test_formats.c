@@ -119,6 +119,14 @@ static void bundle_by_content(void **state)
     assert_string_equal(m->format, "bundle");
     qd_model_free(m);
 
+    m = NULL;
+    check_ok(qd_fs_write(in(dir, "config.json"), "{\"beside\": 1}", 13, &err), &err);
+    check_ok(qd_model_open(dir, NULL, &m, &err), &err); /* nor does a config.json beside it make it plain weights */
+    assert_string_equal(m->format, "bundle");
+    assert_non_null(m->graph);
+    assert_true(qd_config_has(m->config, "beside"));
+    qd_model_free(m);
+
     /* A plain file that speaks of bundles inside a longer string is none. */
     check_ok(qd_meta_set(meta, "note", "made by \"quantd-bundle-1\" tools", &err), &err);
     save_weights(in(dir, "plain"), meta);
