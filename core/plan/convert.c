@@ -90,6 +90,14 @@ void qd_value_convert(const qd_value *dst, void *to, const qd_value *src, const 
             memset(to, border_code, bytes);
             break;
         }
+    if (dst->layout == src->layout && dst->layout == QD_LAYOUT_LAST && dst->shifted == src->shifted) {
+        const size_t size = element_bytes(dst->dtype); /* only the borders differ */
+        for (int64_t n = 0; n < d.n; n++)
+            for (int64_t y = 0; y < d.h; y++)
+                memcpy((char *)to + (size_t)(d.start + n * d.sn + y * d.sh) * size,
+                       (const char *)from + (size_t)(s.start + n * s.sn + y * s.sh) * size, (size_t)(d.w * d.c) * size);
+        return;
+    }
     switch (element_bytes(dst->dtype)) {
     case 1: {
         const uint8_t flip = dst->shifted != src->shifted ? 0x80 : 0; /* code + 128 and back, modulo 256 */
