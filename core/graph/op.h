@@ -61,15 +61,24 @@ extern const qd_op
     qd_op_add, qd_op_sub, qd_op_mul, qd_op_div,   /* (a, b) */
     qd_op_affine,      /* x * mul + add; attrs mul, add */
     qd_op_silu, qd_op_relu, qd_op_gelu, qd_op_sigmoid, qd_op_tanh, qd_op_clip, /* clip: attrs lo, hi */
-    qd_op_softmax,     /* attr axis (may be negative; default last) */
+    qd_op_pow, qd_op_min, qd_op_max,              /* (a, b) */
+    qd_op_softmax, qd_op_log_softmax, /* attr axis (may be negative; default last) */
     qd_op_matmul,      /* (a [.., M, K], b [.., K, N]) batched with broadcasting; attrs trans_a, trans_b, alpha */
     qd_op_linear,      /* (x [.., I], weight [O, I], bias? [O]) -> [.., O] */
     qd_op_attention,   /* (q [N, T, C], k [N, S, C], v [N, S, C]); attrs heads, scale (0 = 1 / sqrt(C / heads)): softmax(q k^T scale) v per
                           head -> [N, T, C] */
     qd_op_timestep,    /* (t [N] f32 or i64) -> [N, dim] f32; attrs dim, flip_sin_to_cos, freq_shift, max_period: diffusion_models.md 2.1 */
     qd_op_embedding,   /* (index [N] i64 or f32, table [V, D]) -> [N, D]; an index outside 0..V-1 is held at the nearer end, NaN at 0 */
+    /* op_func.c: functions of one value */
+    qd_op_sqrt, qd_op_exp, qd_op_log, qd_op_abs, qd_op_erf, qd_op_sin, qd_op_cos,
+    qd_op_leaky_relu,  /* attr slope of the negative side */
+    qd_op_cast,        /* any of f32, i64, i32, u8, i8, bool -> f32 */
+    /* op_reduce.c */
+    qd_op_mean, qd_op_sum, /* attrs axes INTS (distinct, may be negative), keep: 1 leaves them as 1 */
     /* op_spatial.c */
     qd_op_conv2d,      /* (x, weight [O, C/groups, kh, kw], bias?); attrs stride INTS 2, pads INTS 4 (top, left, bottom, right), dilation INTS 2, groups */
+    qd_op_conv_transpose2d, /* (x [N, C, H, W], weight [C, O/groups, kh, kw], bias? [O]); attrs of conv2d, pads cut from the result, and
+                          output_pad INTS 2 (rows below, columns right) */
     qd_op_upsample,    /* nearest, integer factor; attr factor INTS 2 (down, across) */
     qd_op_avg_pool, qd_op_max_pool, /* attrs kernel, stride INTS 2, pads INTS 4 (smaller than the kernel); avg_pool: count_pad, whether zeros
                           of the padding count in the mean (default 1, as in PyTorch) */
@@ -84,6 +93,8 @@ extern const qd_op
     qd_op_concat,      /* (a, b, ...); attr axis (may be negative; default 1) */
     qd_op_slice,       /* attrs axis, start, length, step: elements start, start + step, ..; `length` of them (-1 = to the end); a
                           negative axis or start counts from the end */
+    qd_op_gather,      /* (x, index i64 [K]); attr axis (may be negative): slices of x in that order; an index outside is held at the nearer end */
+    qd_op_expand,      /* (x f32, like?) broadcast; attr shape INTS: dims of the result, 0 = the first dim of `like` */
     qd_op_pad,         /* constant; attrs pads INTS (before per axis, then after per axis; so rank <= 4), value */
     /* op_quant.c: codes are U8 (asymmetric, 0..2^bits-1) or I8 (symmetric, two's complement); see qncd.md 3.1 */
     qd_op_quantize,    /* (x, divisor? [C]) -> codes: q = clamp(rne((x * (1/divisor_c)) * (1/scale)) + zero), c along axis 1, NaN gives

@@ -70,6 +70,16 @@ static qd_status binary_infer(const qd_node *n, const qd_operand *in, qd_dtype *
     return st;
 }
 
+/* min and max give NaN where one side is NaN, as PyTorch does. */
+static float rarer(const qd_op *op, float x, float y)
+{
+    if (op == &qd_op_pow)
+        return (float)pow(x, y);
+    if (isnan(x) || isnan(y))
+        return NAN;
+    return (op == &qd_op_min) == (x < y) ? x : y;
+}
+
 static void binary_forward(const qd_node *n, const qd_tensor *const *in, qd_tensor *out)
 {
     const int rank = out->shape.rank, outer = rank ? rank - 1 : 0;
@@ -92,9 +102,12 @@ static void binary_forward(const qd_node *n, const qd_tensor *const *in, qd_tens
         else if (n->op == &qd_op_mul)
             for (int64_t i = 0; i < width; i++)
                 dst[i] = x[i * step_a] * y[i * step_b];
-        else
+        else if (n->op == &qd_op_div)
             for (int64_t i = 0; i < width; i++)
                 dst[i] = x[i * step_a] / y[i * step_b];
+        else
+            for (int64_t i = 0; i < width; i++)
+                dst[i] = rarer(n->op, x[i * step_a], y[i * step_b]);
         dst += width;
         advance(index, &out->shape, outer, sa, sb, &a, &b);
     }
@@ -111,6 +124,9 @@ BINARY(add, "Sum of two values, broadcast.");
 BINARY(sub, "Difference of two values, broadcast.");
 BINARY(mul, "Product of two values, broadcast.");
 BINARY(div, "Quotient of two values, broadcast.");
+BINARY(pow, "The first value to the power of the second, broadcast.");
+BINARY(min, "The lesser of two values, broadcast.");
+BINARY(max, "The greater of two values, broadcast.");
 
 /* --- one operand, same shape --- */
 
@@ -217,12 +233,23 @@ static void softmax_forward(const qd_node *n, const qd_tensor *const *in, qd_ten
 {
     const qd_shape *s = &in[0]->shape;
     const int axis = qd_node_axis(n, "axis", s->rank);
-    qd_k_softmax(qd_f32(out), qd_f32(in[0]), qd_dims(s, 0, axis), s->dim[axis], qd_dims(s, axis + 1, s->rank));
+    (n->op == &qd_op_softmax ? qd_k_softmax : qd_k_log_softmax)(qd_f32(out), qd_f32(in[0]), qd_dims(s, 0, axis),
+                                                                s->dim[axis], qd_dims(s, axis + 1, s->rank));
 }
 
 const qd_op qd_op_softmax = {
     .name = "softmax",
     .summary = "exp(x) over its sum along one axis.",
+    .attrs = (const qd_op_attr[]){ { "axis", QD_ATTR_INT, -1, 0, "axis, negative from the end" }, { NULL } },
+    .min_inputs = 1,
+    .max_inputs = 1,
+    .infer = softmax_infer,
+    .forward = softmax_forward,
+};
+
+const qd_op qd_op_log_softmax = {
+    .name = "log_softmax",
+    .summary = "Logarithm of the softmax along one axis.",
     .attrs = (const qd_op_attr[]){ { "axis", QD_ATTR_INT, -1, 0, "axis, negative from the end" }, { NULL } },
     .min_inputs = 1,
     .max_inputs = 1,

@@ -250,6 +250,111 @@ const qd_op qd_op_slice = {
     .forward = slice_forward,
 };
 
+static qd_status gather_infer(const qd_node *n, const qd_operand *in, qd_dtype *dtype, qd_shape *shape, qd_err *err)
+{
+    qd_status st = qd_infer_operand(in, 0, "x", QD_INFER_ANY, 1, QD_MAX_RANK, err);
+    int axis;
+    if (!st)
+        st = qd_infer_operand(in, 1, "index", QD_I64, 1, 1, err);
+    if (!st)
+        st = qd_infer_axis(n, "axis", in[0].shape.rank, &axis, err);
+    if (st)
+        return st;
+    qd_shape r = in[0].shape;
+    r.dim[axis] = in[1].shape.dim[0];
+    *shape = r;
+    *dtype = in[0].dtype;
+    return qd_infer_result(&r, err);
+}
+
+static void gather_forward(const qd_node *n, const qd_tensor *const *in, qd_tensor *out)
+{
+    const qd_shape *x = &in[0]->shape;
+    const int axis = qd_node_axis(n, "axis", x->rank);
+    const size_t inner = (size_t)qd_dims(x, axis + 1, x->rank) * element_bytes(out);
+    const char *src = in[0]->data;
+    char *dst = out->data;
+    for (int64_t outer = qd_dims(x, 0, axis); outer > 0; outer--) {
+        for (int64_t k = 0; k < in[1]->shape.dim[0]; k++) {
+            int64_t at;
+            memcpy(&at, (const char *)in[1]->data + k * 8, sizeof at); /* mapped files hand out i64 at any byte */
+            at = at < 0 ? 0 : at >= x->dim[axis] ? x->dim[axis] - 1 : at;
+            memcpy(dst, src + (size_t)at * inner, inner);
+            dst += inner;
+        }
+        src += (size_t)x->dim[axis] * inner;
+    }
+}
+
+const qd_op qd_op_gather = {
+    .name = "gather",
+    .summary = "Slices along an axis by index.",
+    .attrs = (const qd_op_attr[]){ { "axis", QD_ATTR_INT, NAN, 0, "axis, negative from the end" }, { NULL } },
+    .min_inputs = 2,
+    .max_inputs = 2,
+    .infer = gather_infer,
+    .forward = gather_forward,
+};
+
+static qd_status expand_infer(const qd_node *n, const qd_operand *in, qd_dtype *dtype, qd_shape *shape, qd_err *err)
+{
+    qd_status st = qd_infer_operand(in, 0, "x", QD_F32, 0, QD_MAX_RANK, err);
+    if (!st && in[1].shape.rank >= 0)
+        st = qd_infer_operand(in, 1, "like", QD_INFER_ANY, 1, QD_MAX_RANK, err);
+    if (!st)
+        st = qd_infer_ints(n, "shape", 0, QD_MAX_ELEMENTS, err);
+    if (st)
+        return st;
+    const qd_shape *x = &in[0].shape;
+    const qd_attr *want = qd_node_ints(n, "shape");
+    qd_shape r = qd_shape_of(want->n, want->ints);
+    for (int k = 0; k < r.rank; k++) {
+        const int from = k - (r.rank - x->rank);
+        if (r.dim[k] == 0 && in[1].shape.rank < 0)
+            return qd_fail(err, QD_E_INVALID, "shape[%d] = 0 asks for the first dim of `like`, which is missing", k);
+        if (r.dim[k] == 0)
+            r.dim[k] = in[1].shape.dim[0];
+        if (from >= 0 && x->dim[from] != 1 && x->dim[from] != r.dim[k])
+            return qd_fail(err, QD_E_INVALID, "axis %d of size %lld cannot become %lld", from, (long long)x->dim[from],
+                           (long long)r.dim[k]);
+    }
+    if (r.rank < x->rank)
+        return qd_fail(err, QD_E_INVALID, "x has rank %d, shape only %d", x->rank, r.rank);
+    *shape = r;
+    *dtype = QD_F32;
+    return qd_infer_result(&r, err);
+}
+
+static void expand_forward(const qd_node *n, const qd_tensor *const *in, qd_tensor *out)
+{
+    const qd_shape *x = &in[0]->shape, *o = &out->shape;
+    int64_t stride[QD_MAX_RANK] = { 0 }, index[QD_MAX_RANK] = { 0 }, at = 0;
+    for (int k = 0; k < x->rank; k++)
+        if (x->dim[k] != 1)
+            stride[k + o->rank - x->rank] = qd_dims(x, k + 1, x->rank);
+    for (int64_t i = 0, count = qd_tensor_count(out); i < count; i++) {
+        qd_f32(out)[i] = qd_f32(in[0])[at];
+        for (int k = o->rank - 1; k >= 0; k--) {
+            at += stride[k];
+            if (++index[k] < o->dim[k])
+                break;
+            at -= stride[k] * o->dim[k];
+            index[k] = 0;
+        }
+    }
+}
+
+const qd_op qd_op_expand = {
+    .name = "expand",
+    .summary = "A value repeated along axes of size 1.",
+    .attrs = (const qd_op_attr[]){ { "shape", QD_ATTR_INTS, NAN, 0, "dims of the result; 0 = the first dim of `like`" },
+                                   { NULL } },
+    .min_inputs = 1,
+    .max_inputs = 2,
+    .infer = expand_infer,
+    .forward = expand_forward,
+};
+
 static qd_status pad_infer(const qd_node *n, const qd_operand *in, qd_dtype *dtype, qd_shape *shape, qd_err *err)
 {
     const bool codes = in[0].shape.rank >= 0 && (in[0].dtype == QD_U8 || in[0].dtype == QD_I8);

@@ -138,6 +138,88 @@ const qd_op qd_op_conv2d = {
     .macs = qd_macs_conv,
 };
 
+/* Rows or columns of a transposed convolution's result. Everything is at most QD_MAX_WINDOW or QD_MAX_ELEMENTS: no overflow. */
+static qd_status transposed_out(const char *axis, int64_t size, int64_t kernel, int64_t stride, int64_t dilation,
+                                int64_t pads, int64_t extra, int64_t *out, qd_err *err)
+{
+    *out = (size - 1) * stride + dilation * (kernel - 1) + 1 - pads + extra;
+    if (*out < 1)
+        return qd_fail(err, QD_E_INVALID, "pads cut %lld from a result of %s %lld", (long long)pads, axis,
+                       (long long)(*out + pads));
+    return QD_OK;
+}
+
+static qd_status conv_transpose2d_infer(const qd_node *n, const qd_operand *in, qd_dtype *dtype, qd_shape *shape,
+                                        qd_err *err)
+{
+    qd_status st = qd_infer_operand(in, 0, "x", QD_F32, 4, 4, err);
+    if (!st)
+        st = qd_infer_operand(in, 1, "weight", QD_F32, 4, 4, err);
+    if (st)
+        return st;
+    const int64_t *x = in[0].shape.dim, *w = in[1].shape.dim;
+    st = qd_infer_int(n, "groups", 1, x[1], err);
+    if (!st)
+        st = qd_infer_ints(n, "stride", 1, QD_MAX_WINDOW, err);
+    if (!st)
+        st = qd_infer_ints(n, "pads", 0, QD_MAX_WINDOW, err);
+    if (!st)
+        st = qd_infer_ints(n, "dilation", 1, QD_MAX_WINDOW, err);
+    if (!st)
+        st = qd_infer_ints(n, "output_pad", 0, QD_MAX_WINDOW, err);
+    if (!st && (w[2] > QD_MAX_WINDOW || w[3] > QD_MAX_WINDOW))
+        st = qd_fail(err, QD_E_INVALID, "the window is %lld x %lld, at most %d", (long long)w[2], (long long)w[3],
+                     QD_MAX_WINDOW);
+    if (st)
+        return st;
+    const int64_t groups = qd_node_int(n, "groups");
+    if (x[1] % groups || w[0] != x[1])
+        return qd_fail(err, QD_E_INVALID, "x has %lld channels, weight wants %lld in %lld groups", (long long)x[1],
+                       (long long)w[0], (long long)groups);
+    const int64_t *stride = qd_node_ints(n, "stride")->ints, *pads = qd_node_ints(n, "pads")->ints;
+    const int64_t *dilation = qd_node_ints(n, "dilation")->ints, *extra = qd_node_ints(n, "output_pad")->ints;
+    qd_shape r = QD_SHAPE(x[0], qd_sat_mul(w[1], groups), 0, 0);
+    st = transposed_out("height", x[2], w[2], stride[0], dilation[0], pads[0] + pads[2], extra[0], &r.dim[2], err);
+    if (!st)
+        st = transposed_out("width", x[3], w[3], stride[1], dilation[1], pads[1] + pads[3], extra[1], &r.dim[3], err);
+    if (!st)
+        st = qd_infer_result(&r, err);
+    if (!st)
+        st = qd_infer_optional(in, 2, "bias", r.dim[1], err);
+    *shape = r;
+    *dtype = QD_F32;
+    return st;
+}
+
+static void conv_transpose2d_forward(const qd_node *n, const qd_tensor *const *in, qd_tensor *out)
+{
+    const qd_conv_shape s = qd_node_conv_shape(n, &in[0]->shape, &in[1]->shape, &out->shape);
+    qd_k_conv_transpose2d(qd_f32(out), qd_f32(in[0]), qd_f32(in[1]), in[2] ? qd_f32(in[2]) : NULL, &s);
+}
+
+static int64_t conv_transpose2d_macs(const qd_node *n, const qd_operand *in, const qd_shape *out)
+{
+    const int64_t *w = in[1].shape.dim;
+    return qd_sat_mul(qd_dims(&in[0].shape, 0, 4), w[1] * w[2] * w[3]);
+}
+
+const qd_op qd_op_conv_transpose2d = {
+    .name = "conv_transpose2d",
+    .summary = "2-D transposed convolution, as in PyTorch.",
+    .attrs =
+        (const qd_op_attr[]){ { "stride", QD_ATTR_INTS, 1, 2, "down, across" },
+                              { "pads", QD_ATTR_INTS, 0, 4, "cut at the top, left, bottom, right of the result" },
+                              { "dilation", QD_ATTR_INTS, 1, 2, "distance of the taps, down, across" },
+                              { "groups", QD_ATTR_INT, 1, 0, "channels are split into so many groups" },
+                              { "output_pad", QD_ATTR_INTS, 0, 2, "more rows at the bottom, columns at the right" },
+                              { NULL } },
+    .min_inputs = 2,
+    .max_inputs = 3,
+    .infer = conv_transpose2d_infer,
+    .forward = conv_transpose2d_forward,
+    .macs = conv_transpose2d_macs,
+};
+
 static qd_status upsample_infer(const qd_node *n, const qd_operand *in, qd_dtype *dtype, qd_shape *shape, qd_err *err)
 {
     qd_status st = qd_infer_operand(in, 0, "x", QD_F32, 4, 4, err);

@@ -20,6 +20,23 @@ void qd_k_softmax(float *dst, const float *src, int64_t outer, int64_t axis, int
     }
 }
 
+void qd_k_log_softmax(float *dst, const float *src, int64_t outer, int64_t axis, int64_t inner)
+{
+    for (int64_t o = 0; o < outer; o++) {
+        for (int64_t i = 0; i < inner; i++) {
+            const float *x = src + o * axis * inner + i;
+            float *y = dst + o * axis * inner + i;
+            double top = -INFINITY, sum = 0.0;
+            for (int64_t k = 0; k < axis; k++)
+                top = fmax(top, x[k * inner]);
+            for (int64_t k = 0; k < axis; k++)
+                sum += exp(x[k * inner] - top);
+            for (int64_t k = 0; k < axis; k++)
+                y[k * inner] = (float)(x[k * inner] - top - log(sum));
+        }
+    }
+}
+
 static double dot(const float *a, const float *b, int64_t n)
 {
     double sum = 0.0;

@@ -130,6 +130,42 @@ void qd_k_qconv2d(float *dst, const void *codes, bool is_signed, const int8_t *w
     }
 }
 
+/* Output pixel (y, x) of channel o: the taps (ky, kx) that some input pixel puts there. */
+static double transposed_at(const float *src, const float *weight, const qd_conv_shape *s, int64_t y, int64_t x)
+{
+    const int64_t channels = s->c / s->groups, out_group = s->o / s->groups;
+    double sum = 0.0;
+    for (int64_t ky = 0; ky < s->kh; ky++) {
+        const int64_t from_y = y + s->pad_t - ky * s->dil_h;
+        if (from_y < 0 || from_y % s->stride_h || from_y / s->stride_h >= s->h)
+            continue;
+        for (int64_t kx = 0; kx < s->kw; kx++) {
+            const int64_t from_x = x + s->pad_l - kx * s->dil_w;
+            if (from_x < 0 || from_x % s->stride_w || from_x / s->stride_w >= s->w)
+                continue;
+            const float *pixel = src + from_y / s->stride_h * s->w + from_x / s->stride_w;
+            const float *tap = weight + ky * s->kw + kx;
+            for (int64_t c = 0; c < channels; c++)
+                sum += (double)pixel[c * s->h * s->w] * tap[c * out_group * s->kh * s->kw];
+        }
+    }
+    return sum;
+}
+
+void qd_k_conv_transpose2d(float *dst, const float *src, const float *weight, const float *bias, const qd_conv_shape *s)
+{
+    const int64_t in_group = s->c / s->groups, out_group = s->o / s->groups;
+    for (int64_t n = 0; n < s->n; n++)
+        for (int64_t o = 0; o < s->o; o++) {
+            const int64_t first = o / out_group * in_group;
+            const float *planes = src + (n * s->c + first) * s->h * s->w;
+            const float *filter = weight + (first * out_group + o % out_group) * s->kh * s->kw;
+            for (int64_t y = 0; y < s->oh; y++)
+                for (int64_t x = 0; x < s->ow; x++)
+                    *dst++ = (float)(transposed_at(planes, filter, s, y, x) + (bias ? bias[o] : 0.0f));
+        }
+}
+
 void qd_k_upsample(float *dst, const float *src, int64_t planes, int64_t h, int64_t w, int64_t fh, int64_t fw)
 {
     const int64_t oh = h * fh, ow = w * fw;

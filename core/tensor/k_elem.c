@@ -17,6 +17,20 @@ static float unary_one(float x, qd_unary f)
         return (float)(1.0 / (1.0 + exp(-(double)x)));
     case QD_TANH:
         return (float)tanh(x);
+    case QD_SQRT:
+        return sqrtf(x);
+    case QD_EXP:
+        return (float)exp(x);
+    case QD_LOG:
+        return (float)log(x);
+    case QD_ABS:
+        return fabsf(x);
+    case QD_ERF:
+        return (float)erf(x);
+    case QD_SIN:
+        return (float)sin(x);
+    case QD_COS:
+        return (float)cos(x);
     }
     assert(false);
     return x;

@@ -25,6 +25,9 @@ void qd_k_conv2d(float *dst, const float *src, const float *weight, const float 
 #define QD_K_MAX_PRODUCTS 65536 /* x 255 x 128 < 2^31 */
 void qd_k_qconv2d(float *dst, const void *codes, bool is_signed, const int8_t *weight, const float *wscale,
                   const float *bias, float x_scale, int32_t x_zero, const qd_conv_shape *s);
+/* The transposed convolution: s->c, h, w of src, s->o, oh, ow of dst, weight [c, o / groups, kh, kw]; pads are cut from the result. */
+void qd_k_conv_transpose2d(float *dst, const float *src, const float *weight, const float *bias,
+                           const qd_conv_shape *s);
 void qd_k_upsample(float *dst, const float *src, int64_t planes, int64_t h, int64_t w, int64_t fh, int64_t fw);
 void qd_k_avg_pool(float *dst, const float *src, const qd_conv_shape *s, bool count_pad);
 void qd_k_max_pool(float *dst, const float *src, const qd_conv_shape *s);
@@ -48,12 +51,26 @@ void qd_k_batch_norm(float *dst, const float *src, const float *weight, const fl
 
 /* k_attn.c */
 void qd_k_softmax(float *dst, const float *src, int64_t outer, int64_t axis, int64_t inner);
+void qd_k_log_softmax(float *dst, const float *src, int64_t outer, int64_t axis, int64_t inner);
 /* q [n, t, c], k and v [n, s, c]; head h owns channels [h c/heads, (h+1) c/heads). scale is used as it is. */
 void qd_k_attention(float *dst, const float *q, const float *k, const float *v, int64_t n, int64_t t, int64_t s,
                     int64_t c, int64_t heads, float scale);
 
 /* k_elem.c */
-typedef enum qd_unary { QD_SILU, QD_RELU, QD_GELU, QD_SIGMOID, QD_TANH } qd_unary;
+typedef enum qd_unary {
+    QD_SILU,
+    QD_RELU,
+    QD_GELU,
+    QD_SIGMOID,
+    QD_TANH,
+    QD_SQRT,
+    QD_EXP,
+    QD_LOG,
+    QD_ABS,
+    QD_ERF,
+    QD_SIN,
+    QD_COS,
+} qd_unary;
 void qd_k_unary(float *dst, const float *src, int64_t n, qd_unary f);
 void qd_k_clip(float *dst, const float *src, int64_t n, float lo, float hi);
 /* q = clamp(rne((x * inv_div[c]) * inv_scale) + zero, qmin, qmax); inv_div may be NULL; c = (i / inner) % channels; NaN -> zero. */

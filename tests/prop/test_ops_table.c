@@ -162,6 +162,19 @@ static void make_conv(trial *t, qd_rng *r)
     set_ints(t, r, "dilation", 1, 2);
 }
 
+static void make_conv_transpose(trial *t, qd_rng *r)
+{
+    const int64_t groups = pick(r, 1, 2), in = groups * pick(r, 1, 2), out = pick(r, 1, 3);
+    put(t, QD_F32, QD_SHAPE(pick(r, 1, 2), in, pick(r, 3, 5), pick(r, 3, 5)));
+    put(t, QD_F32, QD_SHAPE(in, out, pick(r, 1, 3), pick(r, 1, 3)));
+    maybe(t, r, QD_F32, QD_SHAPE(out * groups));
+    attr(t, "groups")->i = groups;
+    set_ints(t, r, "stride", 1, 3);
+    set_ints(t, r, "pads", 0, 1);
+    set_ints(t, r, "dilation", 1, 2);
+    set_ints(t, r, "output_pad", 0, 2);
+}
+
 static void make_image(trial *t, qd_rng *r)
 {
     put(t, QD_F32, QD_SHAPE(pick(r, 1, 2), pick(r, 1, 3), pick(r, 3, 6), pick(r, 3, 6)));
@@ -270,6 +283,50 @@ static void make_slice(trial *t, qd_rng *r)
     attr(t, "length")->i = pick(r, 0, 1) ? -1 : pick(r, 1, (dim - 1 - start) / step + 1);
 }
 
+static void make_gather(trial *t, qd_rng *r)
+{
+    const qd_shape x = any_shape(r, 1, 4);
+    put(t, any_whole(r), x);
+    put(t, QD_I64, QD_SHAPE(pick(r, 1, 5)));
+    attr(t, "axis")->i = pick(r, -x.rank, x.rank - 1);
+}
+
+static void make_expand(trial *t, qd_rng *r)
+{
+    const qd_shape full = any_shape(r, 1, 5);
+    qd_attr *to = attr(t, "shape");
+    const int drop = (int)pick(r, 0, full.rank);
+    qd_shape x = qd_shape_of(full.rank - drop, full.dim + drop);
+    for (int k = 0; k < x.rank; k++)
+        if (pick(r, 0, 1))
+            x.dim[k] = 1;
+    put(t, QD_F32, x);
+    to->n = full.rank;
+    for (int k = 0; k < full.rank; k++)
+        to->ints[k] = full.dim[k];
+    if (pick(r, 0, 1)) {
+        put(t, any_whole(r), QD_SHAPE(full.dim[0], 2));
+        to->ints[0] = 0;
+    }
+}
+
+static void make_reduce(trial *t, qd_rng *r)
+{
+    const qd_shape x = any_shape(r, 1, 5);
+    qd_attr *axes = attr(t, "axes");
+    put(t, QD_F32, x);
+    for (int k = 0; k < x.rank; k++)
+        if (pick(r, 0, 1))
+            axes->ints[axes->n++] = pick(r, 0, 1) ? k : k - x.rank;
+    attr(t, "keep")->i = pick(r, 0, 1);
+}
+
+static void make_cast(trial *t, qd_rng *r)
+{
+    static const qd_dtype dtypes[] = { QD_F32, QD_I64, QD_I32, QD_I8, QD_U8, QD_BOOL };
+    put(t, dtypes[pick(r, 0, 5)], any_shape(r, 0, 5));
+}
+
 static void make_pad(trial *t, qd_rng *r)
 {
     static const qd_dtype dtypes[] = { QD_F32, QD_U8, QD_I8 };
@@ -313,13 +370,29 @@ static const struct {
     { &qd_op_sigmoid, make_unary },
     { &qd_op_tanh, make_unary },
     { &qd_op_clip, make_unary },
+    { &qd_op_pow, make_binary },
+    { &qd_op_min, make_binary },
+    { &qd_op_max, make_binary },
+    { &qd_op_sqrt, make_unary },
+    { &qd_op_exp, make_unary },
+    { &qd_op_log, make_unary },
+    { &qd_op_abs, make_unary },
+    { &qd_op_erf, make_unary },
+    { &qd_op_sin, make_unary },
+    { &qd_op_cos, make_unary },
+    { &qd_op_leaky_relu, make_unary },
+    { &qd_op_cast, make_cast },
+    { &qd_op_mean, make_reduce },
+    { &qd_op_sum, make_reduce },
     { &qd_op_softmax, make_softmax },
+    { &qd_op_log_softmax, make_softmax },
     { &qd_op_matmul, make_matmul },
     { &qd_op_linear, make_linear },
     { &qd_op_attention, make_attention },
     { &qd_op_timestep, make_timestep },
     { &qd_op_embedding, make_embedding },
     { &qd_op_conv2d, make_conv },
+    { &qd_op_conv_transpose2d, make_conv_transpose },
     { &qd_op_upsample, make_upsample },
     { &qd_op_avg_pool, make_pool },
     { &qd_op_max_pool, make_pool },
@@ -331,6 +404,8 @@ static const struct {
     { &qd_op_permute, make_permute },
     { &qd_op_concat, make_concat },
     { &qd_op_slice, make_slice },
+    { &qd_op_gather, make_gather },
+    { &qd_op_expand, make_expand },
     { &qd_op_pad, make_pad },
     { &qd_op_quantize, make_map },
     { &qd_op_dequantize, make_dequantize },

@@ -238,6 +238,57 @@ case("qlinear", "qlinear", [("u8", x), ("i8", w), ws, b], rescale(d(x - 12) @ d(
 x = codes(-8, 7, 4, 7)
 case("qlinear signed without bias", "qlinear", [("i8", x), ("i8", w), ws], rescale(d(x) @ d(w).T, 0.25, ws, None, 1), tol=0, x_scale=0.25)
 
+# --- rows that networks from ONNX files are made of ---
+a, b = normal(2, 3, 4), normal(3, 1)
+case("pow", "pow", [a.abs() + 0.1, b], (d(a.abs() + 0.1)) ** d(b), tol=2e-7)
+case("min", "min", [a, b], torch.minimum(a, b), tol=0)
+case("max", "max", [a, b], torch.maximum(a, b), tol=0)
+line = torch.tensor([0.0, 1e-8, 0.5, 1, 2.7, 20, 1000, 3e38])
+case("sqrt", "sqrt", [line], torch.sqrt(d(line)), tol=1e-7)
+case("log", "log", [line[1:]], torch.log(d(line[1:])), tol=1e-7)
+line = torch.tensor([0.0, -0.0, 1e-8, -1e-8, 0.5, -0.5, 1, -1, 2.7, -2.7, 9.5, -9.5, 20, -20])
+for op, f in (("exp", torch.exp), ("abs", torch.abs), ("erf", torch.erf), ("sin", torch.sin), ("cos", torch.cos)):
+    case(op, op, [line], f(d(line)), tol=1e-7)
+case("leaky_relu", "leaky_relu", [line], F.leaky_relu(line, 0.2), tol=0, slope=0.2)
+case("cast of i64", "cast", [("i64", torch.tensor([0.0, -3, 999, 16777216]))], torch.tensor([0.0, -3, 999, 16777216]), tol=0)
+c8 = codes(0, 255, 2, 3)
+case("cast of u8", "cast", [("u8", c8)], c8, tol=0)
+c8 = codes(-128, 127, 2, 3)
+case("cast of i8", "cast", [("i8", c8)], c8, tol=0)
+x = normal(2, 3, 4, 5)
+case("mean of space", "mean", [x], d(x).mean((2, 3)), axes=(2, 3), keep=0)
+case("mean kept, apart", "mean", [x], d(x).mean((1, 3), keepdim=True), axes=(-3, 3))
+case("sum of the batch", "sum", [x], d(x).sum((0,)), axes=(0,), keep=0)
+case("sum of all", "sum", [x], d(x).sum(), tol=1e-5, axes=(0, 1, 2, 3), keep=0)
+x = normal(2, 3, 4) * 4
+case("log_softmax", "log_softmax", [x], torch.log_softmax(d(x), -1))
+case("log_softmax of large values", "log_softmax", [x * 100 + 1000], torch.log_softmax(d(x * 100 + 1000), 1), axis=1)
+
+
+def transposed_case(what, x, w, b, stride=(1, 1), pads=(0, 0, 0, 0), dilation=(1, 1), groups=1):
+    t, l, bo, r = pads
+    y = F.conv_transpose2d(d(x), d(w), d(b), stride, 0, 0, groups, dilation)
+    y = y[:, :, t:y.shape[2] - bo, l:y.shape[3] - r].contiguous()
+    case("conv_transpose2d " + what, "conv_transpose2d", [x, w] + ([b] if b is not None else []), y, stride=stride, pads=pads, dilation=dilation,
+         groups=groups)
+
+
+transposed_case("plain", normal(2, 3, 3, 4), normal(3, 2, 3, 3), normal(2))
+transposed_case("stride 2, pad 1", normal(1, 2, 3, 3), normal(2, 3, 4, 4), normal(3), stride=(2, 2), pads=(1, 1, 1, 1))
+transposed_case("without bias, asymmetric", normal(1, 2, 3, 2), normal(2, 2, 3, 2), None, stride=(1, 3), pads=(0, 1, 2, 0))
+transposed_case("groups, dilation", normal(1, 4, 3, 3), normal(4, 3, 2, 3), normal(6), groups=2, dilation=(2, 1), stride=(2, 1))
+x, w, b = normal(1, 2, 3, 3), normal(2, 2, 3, 3), normal(2)
+case("conv_transpose2d output padding", "conv_transpose2d", [x, w, b], F.conv_transpose2d(d(x), d(w), d(b), 2, 1, (1, 1)), stride=(2, 2),
+     pads=(1, 1, 1, 1), output_pad=(1, 1))
+
+x = normal(2, 3, 4)
+case("gather", "gather", [x, ("i64", torch.tensor([2.0, 0, 0, 1]))], x[:, [2, 0, 0, 1]], tol=0, axis=1)
+case("gather last axis, held in range", "gather", [x, ("i64", torch.tensor([9.0, -9]))], x[:, :, [3, 0]], tol=0, axis=-1)
+y = normal(1, 4)
+case("expand", "expand", [y], y.expand(2, 3, 4).contiguous(), tol=0, shape=(2, 3, 4))
+case("expand like", "expand", [y, x], y.expand(2, 3, 4).contiguous(), tol=0, shape=(0, 3, 4))
+case("expand a scalar", "expand", [torch.tensor(0.5)], torch.full((2, 2), 0.5), tol=0, shape=(2, 2))
+
 
 def number(v):
     if math.isnan(v):
