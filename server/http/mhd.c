@@ -418,7 +418,7 @@ static void begin_request(sv_request *q, const char *version)
 /* A refused body that is small is read to its end, so that the connection lives on and the answer is not lost in a reset. */
 static bool may_swallow(const sv_request *q)
 {
-    return !q->reply.close && !q->expects_continue && q->content_length <= JSON_BODY_LIMIT;
+    return !q->expects_continue && q->content_length <= SWALLOW_LIMIT;
 }
 
 static void take_data(sv_request *q, const char *data, size_t n)
@@ -446,7 +446,7 @@ static enum MHD_Result on_request(void *cls, struct MHD_Connection *connection, 
         if (peer)
             sv_peer_due(q->http, peer, 0);
         begin_request(q, version);
-        if (q->reply.status && q->has_body && !may_swallow(q)) {
+        if (q->reply.status && (q->reply.close || (q->has_body && !may_swallow(q)))) {
             q->reply.close = true;
             return answer(q);
         }
