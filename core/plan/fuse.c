@@ -516,7 +516,7 @@ static void match_pass(qd_fused *f, qd_node_id id)
             gr.act = next;
         else if (is_simple_quant(f, next) && same && !(crossed && qd_graph_node(f->g, next)->n_inputs > 1))
             gr.quant = next;
-        else if (o == &qd_op_upsample && gr.up < 0 && !crossed)
+        else if (o == &qd_op_upsample && gr.up < 0 && same && !crossed)
             gr.up = next;
         else
             break;

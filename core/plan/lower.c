@@ -247,7 +247,9 @@ static qd_status lower_pass(lower *l, const qd_group *gr, qd_err *err)
     qd_part parts[QD_MAX_PARTS];
     int32_t border[4] = { 0 };
     const bool open = gr->source == gr->main; /* a concat or slice being made */
-    const bool image = gr->source == gr->main || l->f.info[gr->main].layout == QD_LAYOUT_LAST;
+    /* With one channel a value counts as rows and as an image; these want it as an image. */
+    const bool image = open || l->f.info[gr->main].layout == QD_LAYOUT_LAST || gr->up >= 0 ||
+                       (gr->quant >= 0 && known(l, gr->quant, 1));
     qd_layout layout = image ? QD_LAYOUT_LAST : QD_LAYOUT_ROW;
     qd_pass_step s = { .name = node_of(l, gr->end)->name,
                        .kind = pass_kind(gr, l, kind, sizeof(kind)),

@@ -332,10 +332,13 @@ static void measure(const char *name, const qd_graph *g, int64_t batch, int thre
     }
     const double f = median(in_float, rounds), q = median(in_int8, rounds), b = median(bare_time, rounds);
     printf("{\"bench\": \"unet\", \"model\": \"%s\", \"batch\": %d, \"threads\": %d, \"rounds\": %d, "
-           "\"float_images_per_s\": %.2f, \"int8_images_per_s\": %.2f, \"int8_over_float\": %.2f, \"float_ms\": %.3f, "
-           "\"int8_ms\": %.3f, \"ceiling_ms\": %.3f, \"float_over_ceiling\": %.3f}\n",
-           name, (int)batch, threads, rounds, (double)batch / f, (double)batch / q, f / q, f * 1e3, q * 1e3, b * 1e3,
-           f / b);
+           "\"float_images_per_s\": %.2f, \"int8_images_per_s\": %.2f, \"int8_over_float\": %.2f, "
+           "\"float_over_ceiling\": %.3f, \"float_ms\": %.3f, \"int8_ms\": %.3f, \"ceiling_ms\": %.3f, ",
+           name, (int)batch, threads, rounds, (double)batch / f, (double)batch / q, f / q, f / b, f * 1e3, q * 1e3,
+           b * 1e3);
+    /* The best of all rounds: what a quiet machine would show. median() has sorted them. */
+    printf("\"best_float_ms\": %.3f, \"best_int8_ms\": %.3f, \"best_ceiling_ms\": %.3f}\n", in_float[0] * 1e3,
+           in_int8[0] * 1e3, bare_time[0] * 1e3);
     fflush(stdout);
     free_ceiling(&c);
     qd_plan_free(p);

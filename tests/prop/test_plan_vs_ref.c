@@ -1,7 +1,7 @@
 /* test_plan_vs_ref.c - random graphs: the fast backend and plain loops agree, and one thread or two give the same bytes. */
 #include "core/plan/plan_case.h"
 
-#define GRAPHS 120
+#define GRAPHS 400
 #define POOL 24
 
 /* Images in play, all with the same batch. */

@@ -259,6 +259,19 @@ static void test_upsample(void **state)
     }
 }
 
+/* With one channel rows and images lie the same; upsampling and divisors must still see the image. */
+static void test_one_channel(void **state)
+{
+    plan_case c = case_new(12);
+    const qd_node_id x = case_input(&c, QD_SHAPE(3, 1, 6, 5));
+    const qd_node_id sum = case_binary(&c, &qd_op_add, x, case_unary(&c, &qd_op_silu, x));
+    case_output(&c, case_ints(&c, &qd_op_upsample, case_unary(&c, &qd_op_relu, sum), "factor", CASE_DIMS(2, 2)));
+    const qd_node_id codes = case_quantize(&c, case_unary(&c, &qd_op_sigmoid, sum), false, 90, case_positive(&c, 1));
+    case_output(&c,
+                case_qconv(&c, codes, 90, (case_conv_shape){ .in = 1, .out = 5, .kernel = 3, .pads = { 1, 1, 1, 1 } }));
+    case_check(&c, FLIP_TOL);
+}
+
 /* diffusion_models.md 2.5: tokens are views of the image, the residual is summed inside the last projection. */
 static void test_attention_block(void **state)
 {
@@ -306,6 +319,7 @@ int main(void)
         cmocka_unit_test(test_concat_vanishes),
         cmocka_unit_test(test_slices),
         cmocka_unit_test(test_upsample),
+        cmocka_unit_test(test_one_channel),
         cmocka_unit_test(test_attention_block),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
