@@ -46,6 +46,7 @@ function connect() {
     if (typeof m.data !== 'string') { onBinary(m.data); return; }
     const e = JSON.parse(m.data);
     if (e.op === 'event') dispatch(e.job, e, null);
+    else if (e.op === 'end') dispatch(e.job, { ...e, type: 'end', data: {} }, null);
   };
   socket.onclose = () => {
     for (const f of statusHandlers) f(false);

@@ -18,7 +18,7 @@ import time
 QUANTD, SOURCE = sys.argv[1], sys.argv[2]
 SHIPPED = os.path.join(SOURCE, "deploy", "models", "fmnist-ddpm-unet")
 # Small enough for a sanitizer build, large enough to be a real job.
-QUICK = {"method": "mse", "steps": 10, "calibration_samples": 4, "calibration_steps": 5, "measure_samples": 2, "pairs": 2, "seed": 7}
+QUICK = {"method": "mse", "steps": 10, "calibration_samples": 16, "calibration_steps": 5, "measure_samples": 2, "pairs": 2, "seed": 7}
 FINAL = ("succeeded", "failed", "canceled", "dead")
 
 

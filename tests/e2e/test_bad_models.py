@@ -158,7 +158,7 @@ def each_is_refused(d):
     d.upload_shipped()
 
 
-each_is_refused.flags = ["--max-unpacked-bytes", str(64 << 20)]
+each_is_refused.flags = ["--max-unpacked", str(64 << 20)]
 
 
 def too_large_is_refused_early(d):
@@ -167,7 +167,7 @@ def too_large_is_refused_early(d):
     assert d.files() == [] and d.alive()
 
 
-too_large_is_refused_early.flags = ["--max-upload-bytes", str(1 << 20)]
+too_large_is_refused_early.flags = ["--max-upload", str(1 << 20)]
 
 if __name__ == "__main__":
     run(each_is_refused, too_large_is_refused_early)
