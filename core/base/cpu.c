@@ -53,14 +53,23 @@ const char *qd_isa_name(qd_isa isa)
     return "unknown";
 }
 
+/* Set a variable the libraries read while they are loaded, unless the user has; true when it is new. */
+static bool set_default(const char *name, const char *value)
+{
+    return !getenv(name) && setenv(name, value, 0) == 0;
+}
+
 void qd_cpu_prepare(char **argv)
 {
-    static const char name[] = "OPENBLAS_CORETYPE";
-    if (getenv(name) || qd_cpu_isa() != QD_ISA_AVX512)
+    /* Our mark: run again once and never twice, whatever execv or setenv do. */
+    if (!set_default("QUANTD_PREPARED", "1"))
         return;
-    if (setenv(name, "SkylakeX", 1) != 0)
-        return;
-    execv("/proc/self/exe", argv);
-    /* No /proc, or no right to run ourselves again: go on, only slower. */
-    unsetenv(name);
+    bool changed = false;
+    if (qd_cpu_isa() == QD_ISA_AVX512)
+        changed |= set_default("OPENBLAS_CORETYPE", "SkylakeX");
+    if (!getenv("OMP_WAIT_POLICY"))
+        changed |= set_default("GOMP_SPINCOUNT", "3000");
+    if (changed)
+        execv("/proc/self/exe", argv);
+    /* Nothing to do, or no /proc, or no right to run ourselves again: go on, only slower. */
 }

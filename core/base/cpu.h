@@ -10,9 +10,13 @@ qd_isa qd_cpu_isa(void); /* QUANTD_ISA=base|avx2|avx512 lowers it, never raises 
 bool qd_cpu_has_vnni(void);
 const char *qd_isa_name(qd_isa isa);
 
-/* Debian's OpenBLAS does not know every AVX-512 processor and falls back to its Haswell kernels at half speed. It reads
- * OPENBLAS_CORETYPE while it is loaded, so: when the processor has AVX-512 and the variable is unset, set it to SkylakeX and run
- * this program again in place. First thing in main(); returns when there is nothing to do. */
+/* Two libraries read their settings from the environment while they are loaded, so this sets what is unset and runs the program again in
+ * place. First thing in main(); returns when there is nothing to do.
+ *
+ * OPENBLAS_CORETYPE  Debian's OpenBLAS does not know every AVX-512 processor and falls back to its Haswell kernels at half speed:
+ *                    SkylakeX when the processor has AVX-512.
+ * GOMP_SPINCOUNT     OpenMP threads wait for each other by spinning for milliseconds, which stalls everything as soon as another process
+ *                    wants the same core: 3000 rounds, some tens of microseconds, lose nothing on an idle machine and little on a busy one. */
 void qd_cpu_prepare(char **argv);
 
 #endif

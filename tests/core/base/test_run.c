@@ -123,32 +123,40 @@ static int run_self(const char *word)
     return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 }
 
-static void prepare_sets_the_core_type_once(void **state)
+static void prepare_sets_what_is_unset_once(void **state)
 {
+    const bool wide = (unsetenv("QUANTD_ISA"), qd_cpu_isa() == QD_ISA_AVX512);
+    unsetenv("QUANTD_PREPARED");
     unsetenv("OPENBLAS_CORETYPE");
-    unsetenv("QUANTD_ISA");
-    assert_int_equal(run_self("prepare"), qd_cpu_isa() == QD_ISA_AVX512 ? 10 : 11);
+    unsetenv("GOMP_SPINCOUNT");
+    unsetenv("OMP_WAIT_POLICY");
+    assert_int_equal(run_self("prepare"), wide ? 10 : 11);
     setenv("OPENBLAS_CORETYPE", "Haswell", 1);
     assert_int_equal(run_self("prepare"), 12);
     unsetenv("OPENBLAS_CORETYPE");
     setenv("QUANTD_ISA", "base", 1);
     assert_int_equal(run_self("prepare"), 11);
     unsetenv("QUANTD_ISA");
+    setenv("OMP_WAIT_POLICY", "passive", 1); /* the user has said how to wait */
+    assert_int_equal(run_self("prepare"), wide ? 30 : 31);
+    setenv("QUANTD_PREPARED", "1", 1); /* been here: never run again */
+    assert_int_equal(run_self("prepare"), 31);
+    unsetenv("QUANTD_PREPARED");
 }
 
 int main(int argc, char **argv)
 {
     if (argc > 1 && strcmp(argv[1], "prepare") == 0) {
         qd_cpu_prepare(argv);
-        const char *type = getenv("OPENBLAS_CORETYPE");
-        return !type ? 11 : strcmp(type, "SkylakeX") == 0 ? 10 : 12;
+        const char *type = getenv("OPENBLAS_CORETYPE"), *spin = getenv("GOMP_SPINCOUNT");
+        return (!type ? 11 : strcmp(type, "SkylakeX") == 0 ? 10 : 12) + (spin && strcmp(spin, "3000") == 0 ? 0 : 20);
     }
     program_argv = argv;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(quiet_and_loud),
         cmocka_unit_test(each_piece_once),
         cmocka_unit_test(isa_only_goes_down),
-        cmocka_unit_test(prepare_sets_the_core_type_once),
+        cmocka_unit_test(prepare_sets_what_is_unset_once),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
