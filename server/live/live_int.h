@@ -21,7 +21,8 @@ typedef struct sv_ws_io {
     void *ctx;
 } sv_ws_io;
 
-/* Messages over message_max bytes are answered with close 1009, broken frames with 1002, bad UTF-8 with 1007. */
+/* Messages over message_max bytes are answered with close 1009, bad UTF-8 with 1007, broken frames with 1002, or without a code when
+ * already their first two bytes are impossible. */
 qd_status sv_ws_new(const sv_ws_io *io, size_t message_max, sv_ws **out, qd_err *err);
 void sv_ws_free(sv_ws *w);
 bool sv_ws_read(sv_ws *w);  /* until the reader says AGAIN; false: broken */

@@ -11,7 +11,8 @@
 struct sv_ws {
     wslay_event_context_ptr ctx;
     sv_ws_io io;
-    bool broken;
+    bool broken;  /* the bytes below us have ended */
+    bool refused; /* the frames made no sense: nothing is read any more, and the close frame says so */
 };
 
 static ssize_t on_read(wslay_event_context_ptr ctx, uint8_t *data, size_t n, int flags, void *user)
@@ -73,7 +74,9 @@ void sv_ws_free(sv_ws *w)
 
 bool sv_ws_read(sv_ws *w)
 {
-    return wslay_event_recv(w->ctx) == 0 && !w->broken;
+    if (!w->refused && wslay_event_recv(w->ctx) != 0)
+        w->refused = true;
+    return !w->broken;
 }
 
 bool sv_ws_write(sv_ws *w)
@@ -102,7 +105,7 @@ void sv_ws_close(sv_ws *w, int code, const char *reason)
 
 bool sv_ws_wants_read(const sv_ws *w)
 {
-    return !w->broken && wslay_event_want_read(w->ctx);
+    return !w->broken && !w->refused && wslay_event_want_read(w->ctx);
 }
 
 bool sv_ws_wants_write(const sv_ws *w)
