@@ -7,6 +7,7 @@
 
 static const char note_time[] = "depends on the time step only: computed in float";
 static const char note_skipped[] = "left in float on request";
+static const char note_edge[] = "reads or makes the image itself: left in float";
 static const char note_weight[] = "its weight is not a constant f32 tensor";
 static const char note_products[] = "more products in one sum than int32 holds for certain";
 
@@ -56,6 +57,20 @@ static qd_status check_skip(const qd_graph *g, const char *list, qd_err *err)
     return QD_OK;
 }
 
+/* Only what calibration can fill: a model that also wants class labels would need to be told which. */
+static qd_status check_inputs(const qd_graph *g, qd_err *err)
+{
+    for (int k = 0; k < qd_graph_inputs(g); k++) {
+        const qd_node *n = qd_graph_node(g, qd_graph_input_at(g, k));
+        const bool is_time = strcmp(n->name, "timestep") == 0 && n->shape.rank == 1;
+        if ((strcmp(n->name, "sample") != 0 || n->dtype != QD_F32) &&
+            (!is_time || (n->dtype != QD_F32 && n->dtype != QD_I64)))
+            return qd_fail(err, QD_E_UNSUPPORTED, "calibration cannot fill the model's input '%s' (%s)", n->name,
+                           qd_dtype_name(n->dtype));
+    }
+    return QD_OK;
+}
+
 /* on_sample[id]: does the value of that node depend on the input "sample"? */
 static qd_status mark_sample(const qd_graph *g, bool *on_sample, qd_err *err)
 {
@@ -72,14 +87,31 @@ static qd_status mark_sample(const qd_graph *g, bool *on_sample, qd_err *err)
     return QD_OK;
 }
 
-/* NULL, or why this layer stays in float. */
-static const char *float_note(const qd_graph *g, const qd_node *n, const bool *on_sample, const char *skip)
+/* Does this layer read the sample, but for a fixed scale, or make an output? */
+static bool is_edge(const qd_graph *g, qd_node_id id)
 {
+    const qd_node *x = qd_graph_node(g, qd_graph_node(g, id)->input[0]);
+    while (x->op == &qd_op_affine)
+        x = qd_graph_node(g, x->input[0]);
+    if (x->op == &qd_op_input)
+        return true;
+    for (int k = 0; k < qd_graph_outputs(g); k++)
+        if (qd_graph_output_at(g, k) == id)
+            return true;
+    return false;
+}
+
+/* NULL, or why this layer stays in float. */
+static const char *float_note(const qd_graph *g, qd_node_id id, const bool *on_sample, const qd_layout_options *o)
+{
+    const qd_node *n = qd_graph_node(g, id);
     const qd_node *w = qd_graph_node(g, n->input[1]);
     if (!on_sample[n->input[0]])
         return note_time;
-    if (is_listed(skip, n->name))
+    if (is_listed(o->skip, n->name))
         return note_skipped;
+    if (o->float_edges && is_edge(g, id))
+        return note_edge;
     if (w->op != &qd_op_const || w->dtype != QD_F32)
         return note_weight;
     const int64_t rows = w->shape.dim[0];
@@ -143,7 +175,7 @@ qd_status qd_layout_shapes(const qd_graph *g, qd_shape *shapes, qd_err *err)
     return qd_graph_shapes(g, in, n, shapes, err);
 }
 
-qd_status qd_layout_new(const qd_graph *g, const char *skip, bool split_shortcut, qd_layout **out, qd_err *err)
+qd_status qd_layout_new(const qd_graph *g, const qd_layout_options *o, qd_layout **out, qd_err *err)
 {
     const int n = qd_graph_size(g);
     int found = 0, kept = 0;
@@ -162,13 +194,16 @@ qd_status qd_layout_new(const qd_graph *g, const char *skip, bool split_shortcut
     if (!l->layers || !l->quantizers)
         goto out;
 
+    st = check_inputs(g, err);
+    if (st)
+        goto out;
     st = qd_layout_shapes(g, shapes, err);
     if (st)
         goto out;
     st = mark_sample(g, on_sample, err);
     if (st)
         goto out;
-    st = check_skip(g, skip, err);
+    st = check_skip(g, o->skip, err);
     if (st)
         goto out;
     for (qd_node_id id = 0; id < n; id++) {
@@ -177,10 +212,10 @@ qd_status qd_layout_new(const qd_graph *g, const char *skip, bool split_shortcut
             continue;
         qd_quant_layer *layer = &l->layers[l->n_layers++];
         layer->id = id;
-        layer->note = float_note(g, node, on_sample, skip);
+        layer->note = float_note(g, id, on_sample, o);
         if (layer->note)
             continue;
-        set_parts(l, layer, shapes, split_shortcut);
+        set_parts(l, layer, shapes, o->split_shortcut);
         kept++;
     }
     if (!kept) {

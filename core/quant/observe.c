@@ -26,25 +26,20 @@ static void observe(void *ctx, qd_node_id id, const float *data, const qd_shape 
     qd_run_progress(o->run, "calibrate", qd_graph_node(o->layout->graph, id)->name, o->done, o->total);
 }
 
-/* The inputs of a denoiser graph in its order. */
-static qd_status bind_inputs(const qd_graph *g, const qd_shape *sample, qd_shape *shapes, const void **values,
-                             const float *x, const float *tf, const int64_t *ti, qd_err *err)
+/* The inputs of the graph in its order; qd_layout_new has seen to it that there are no others. */
+static void bind_inputs(const qd_graph *g, const qd_shape *sample, qd_shape *shapes, const void **values,
+                        const float *x, const float *tf, const int64_t *ti)
 {
     for (int k = 0; k < qd_graph_inputs(g); k++) {
         const qd_node *n = qd_graph_node(g, qd_graph_input_at(g, k));
-        const bool whole = n->dtype == QD_I64;
-        if (strcmp(n->name, "sample") == 0 && n->dtype == QD_F32) {
+        if (strcmp(n->name, "sample") == 0) {
             shapes[k] = *sample;
             values[k] = x;
-        } else if (strcmp(n->name, "timestep") == 0 && (whole || n->dtype == QD_F32)) {
-            shapes[k] = QD_SHAPE(sample->dim[0]);
-            values[k] = whole ? (const void *)ti : (const void *)tf;
         } else {
-            return qd_fail(err, QD_E_UNSUPPORTED, "calibration cannot fill the model's input '%s' (%s)", n->name,
-                           qd_dtype_name(n->dtype));
+            shapes[k] = QD_SHAPE(sample->dim[0]);
+            values[k] = n->dtype == QD_I64 ? (const void *)ti : (const void *)tf;
         }
     }
-    return QD_OK;
 }
 
 static qd_status observe_steps(observer *o, qd_plan *plan, const qd_calibration_set *set, float *x, int64_t one,
@@ -123,9 +118,7 @@ qd_status qd_layout_observe(qd_layout *l, const qd_calibration_set *set, const q
     st = qd_tensor_init(&x, QD_F32, &sample, budget, err);
     if (st)
         goto out;
-    st = bind_inputs(g, &sample, shapes, in, qd_f32(&x), tf, ti, err);
-    if (st)
-        goto out;
+    bind_inputs(g, &sample, shapes, in, qd_f32(&x), tf, ti);
     st = qd_graph_shapes(g, shapes, (int)n_in, all, err);
     for (size_t k = 0; k < n_out && !st; k++) {
         const qd_node_id id = qd_graph_output_at(g, (int)k);

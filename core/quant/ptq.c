@@ -10,6 +10,7 @@
 static const char *const bit_choices[] = { "8", NULL };
 static const char *const range_choices[] = { "minmax", "mse", NULL };
 static const char *const sampler_choices[] = { "ddim", "ddpm", NULL };
+static const char *const edge_choices[] = { "float", "int8", NULL };
 static const char *const clip_choices[] = { "auto", "on", "off", NULL };
 
 /* clang-format off */
@@ -36,6 +37,8 @@ static const char *const clip_choices[] = { "auto", "on", "off", NULL };
       .summary = "Clip the predicted image while sampling: as the model's scheduler says, always, or never." }, \
     { .name = "measure_samples", .type = QD_PARAM_INT, .fallback = "8", .min = 1, .max = 1024, \
       .summary = "Trajectories, other than those of the calibration, on which the result is measured." }, \
+    { .name = "edge_layers", .type = QD_PARAM_CHOICE, .fallback = "float", .choices = edge_choices, \
+      .summary = "The layers that read and make the image itself: 8 bits there cost much quality and save next to nothing." }, \
     { .name = "skip_layers", .type = QD_PARAM_STRING, .fallback = "", .max = 65536, \
       .summary = "Names of layers to leave in float, with commas between." }, \
     { .name = "split_shortcut", .type = QD_PARAM_BOOL, .fallback = "true", \
@@ -50,6 +53,7 @@ static const qd_param mse_params[] = { PTQ_PARAMS("mse") };
 typedef struct ptq {
     int weight_bits, activation_bits;
     bool search_weights, search_activations, symmetric;
+    qd_layout_options layout;
     int calibration_steps;
     int64_t measure_samples;
     qd_trajectories trajectories;
@@ -77,6 +81,9 @@ static qd_status read_task(const qd_quant_task *task, const qd_run *run, ptq *o,
         .search_weights = strcmp(qd_params_string(p, "weight_range"), "mse") == 0,
         .search_activations = strcmp(qd_params_string(p, "activation_range"), "mse") == 0,
         .symmetric = qd_params_bool(p, "symmetric_activations"),
+        .layout = { .skip = qd_params_string(p, "skip_layers"),
+                    .split_shortcut = qd_params_bool(p, "split_shortcut"),
+                    .float_edges = strcmp(qd_params_string(p, "edge_layers"), "float") == 0 },
         .calibration_steps = (int)qd_params_int(p, "calibration_steps"),
         .measure_samples = qd_params_int(p, "measure_samples"),
         .trajectories = { .graph = task->graph,
@@ -106,7 +113,7 @@ static qd_status choose_maps(qd_layout *l, const ptq *o, const qd_run *run, qd_e
         if (st)
             return qd_fail_in(err, st, "value '%s' over the calibration set", name);
         q->sqnr_db = qd_histogram_sqnr_db(q->seen, &q->map);
-        qd_run_progress(run, "ranges", name, k + 1, l->n_quantizers);
+        qd_run_progress(run, "search", name, k + 1, l->n_quantizers + l->n_layers);
     }
     return QD_OK;
 }
@@ -212,8 +219,7 @@ static qd_status ptq_run(const qd_quant_task *task, const qd_run *run, qd_graph 
     qd_status st = read_task(task, run, &o, err);
     if (st)
         goto out;
-    st = qd_layout_new(task->graph, qd_params_string(task->params, "skip_layers"),
-                       qd_params_bool(task->params, "split_shortcut"), &layout, err);
+    st = qd_layout_new(task->graph, &o.layout, &layout, err);
     if (st)
         goto out;
     st = qd_calibration_set_make(&o.trajectories, o.calibration_steps, run, &set, err);

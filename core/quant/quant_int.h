@@ -45,9 +45,15 @@ typedef struct qd_layout {
     int n_quantizers;
 } qd_layout;
 
+typedef struct qd_layout_options {
+    const char *skip;    /* names of layers left in float, with commas between */
+    bool split_shortcut; /* qncd.md 4.1 */
+    bool float_edges;    /* leave the layers in float that read the sample itself or make an output */
+} qd_layout_options;
+
 /* Every conv2d and linear in graph order. Those that do not depend on the input "sample" depend on the time step only and stay in
- * float (qncd.md 3.6), as do those named in `skip` (commas between). */
-qd_status qd_layout_new(const qd_graph *g, const char *skip, bool split_shortcut, qd_layout **out, qd_err *err);
+ * float (qncd.md 3.6), as do those the options name. */
+qd_status qd_layout_new(const qd_graph *g, const qd_layout_options *o, qd_layout **out, qd_err *err);
 void qd_layout_free(qd_layout *l);
 /* Shapes of all nodes of a graph with batch 1. */
 qd_status qd_layout_shapes(const qd_graph *g, qd_shape *shapes, qd_err *err);

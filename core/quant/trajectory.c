@@ -36,6 +36,8 @@ qd_status qd_trajectories_run(const qd_trajectories *j, const qd_run *run, qd_er
 {
     qd_denoiser *d = NULL;
     qd_tensor x = { 0 };
+    qd_run quiet = run ? *run : (qd_run){ 0 };
+    quiet.progress = NULL; /* ours is told per trajectory set, not per sampling */
     const int64_t batch = qd_trajectory_batch(j->samples);
     qd_status st = qd_denoiser_new(j->graph, batch, qd_run_threads(run), NULL, qd_run_budget(run), &d, err);
     if (st)
@@ -53,7 +55,7 @@ qd_status qd_trajectories_run(const qd_trajectories *j, const qd_run *run, qd_er
         qd_sample_options o = j->options;
         o.first_sample += first;
         qd_sample_noise(qd_f32(&x), batch, p.channels * p.height * p.width, o.seed, o.first_sample);
-        st = j->sampler->run(j->schedule, &o, &p, &hook, run, qd_f32(&x), err);
+        st = j->sampler->run(j->schedule, &o, &p, &hook, &quiet, qd_f32(&x), err);
         if (st)
             goto out;
     }
