@@ -312,11 +312,11 @@ qd_status qd_dnnl_gemm(float *dst, const float *a, const float *b, int64_t m, in
                : QD_OK;
 }
 
-const char *qd_plan_libraries(void)
+static char libraries[128];
+static pthread_once_t libraries_once = PTHREAD_ONCE_INIT;
+
+static void describe_libraries(void)
 {
-    static char text[128];
-    const dnnl_version_t *v = dnnl_version();
-    pthread_once(&engine_once, make_engine);
     static const struct {
         dnnl_cpu_isa_t isa;
         const char *name;
@@ -330,11 +330,18 @@ const char *qd_plan_libraries(void)
         { dnnl_cpu_isa_avx512_core_bf16, "avx512_core_bf16" },
         { dnnl_cpu_isa_avx512_core_amx, "avx512_core_amx" },
     };
+    const dnnl_version_t *v = dnnl_version();
     const char *isa = "unknown";
+    pthread_once(&engine_once, make_engine);
     for (size_t k = 0; k < sizeof(names) / sizeof(names[0]); k++)
         if (names[k].isa == dnnl_get_effective_cpu_isa())
             isa = names[k].name;
-    snprintf(text, sizeof(text), "oneDNN %d.%d.%d (%s), own loops %s", v->major, v->minor, v->patch, isa,
+    snprintf(libraries, sizeof(libraries), "oneDNN %d.%d.%d (%s), own loops (%s)", v->major, v->minor, v->patch, isa,
              qd_simd_get()->name);
-    return text;
+}
+
+const char *qd_plan_libraries(void)
+{
+    pthread_once(&libraries_once, describe_libraries);
+    return libraries;
 }

@@ -4,102 +4,57 @@
 
 #include "plan/simd.h"
 #include "plan/simd_int.h"
+#include "plan/simd_vec.h"
 
 #define PASTE(a, b) a##b
 #define NAME(prefix, isa) PASTE(prefix, isa)
 #define TEXT(x) #x
 #define STRING(x) TEXT(x)
 
-#if defined(__AVX512F__)
-#define LANES 16
-#elif defined(__AVX2__)
-#define LANES 8
-#else
-#define LANES 4
-#endif
-typedef float vec __attribute__((vector_size(LANES * 4), aligned(4), may_alias)); /* may lie anywhere */
+/* --- the pass --- */
 
-/* Where there is no fused multiply-add, the library's would be a call. */
-#if defined(__FMA__)
-#define FMA(a, b, c) __builtin_fmaf(a, b, c)
-#else
-#define FMA(a, b, c) ((a) * (b) + (c))
-#endif
-#define INLINE static inline __attribute__((always_inline))
-
-#define ROUND 12582912.0f /* 1.5 * 2^23: adding it rounds |x| < 2^22 to an integer, ties to even */
-
-/* e^x, worst error 2 ulp over [-87, 88], held at the ends. Cephes' expf: range reduction by ln 2 in two parts. */
-INLINE float exp_of(float x)
+/* A call for each lane: rare in the networks we run. */
+INLINE vec by_lane(vec x, qd_act act)
 {
-    x = x < -87.33654f ? -87.33654f : x;
-    x = x > 88.37626f ? 88.37626f : x;
-    const float t = FMA(x, 1.44269504f, ROUND), n = t - ROUND;
-    float r = FMA(n, -0.693359375f, x);
-    r = FMA(n, 2.12194440e-4f, r);
-    float y = FMA(r, 1.9875691500e-4f, 1.3981999507e-3f);
-    y = FMA(r, y, 8.3334519073e-3f);
-    y = FMA(r, y, 4.1665795894e-2f);
-    y = FMA(r, y, 1.6666665459e-1f);
-    y = FMA(r, y, 5.0000001201e-1f);
-    y = FMA(r * r, y, r) + 1.0f;
-    const int32_t power = (int32_t)n + 127;
-    const union {
-        int32_t i;
-        float f;
-    } two = { .i = power << 23 };
-    return y * two.f;
+    float y[LANES];
+    vec_store(y, x);
+    for (int k = 0; k < LANES; k++)
+        y[k] = act == QD_ACT_TANH ? tanhf(y[k]) : 0.5f * y[k] * (1.0f + erff(y[k] * 0.70710678f));
+    return vec_load(y);
 }
 
-INLINE float act_of(float x, qd_act act, const qd_pass_math *m)
+INLINE vec act_of(vec x, qd_act act, const qd_pass_math *m)
 {
     switch (act) {
     case QD_ACT_NONE:
         return x;
     case QD_ACT_SILU:
-        return x / (1.0f + exp_of(-x));
+        return x * vec_inverse(vec_all(1.0f) + vec_exp(vec_all(0.0f) - x));
     case QD_ACT_RELU:
-        return x < 0.0f ? 0.0f : x;
+        return vec_max(vec_all(0.0f), x);
     case QD_ACT_CLIP:
-        return x < m->clip_lo ? m->clip_lo : x > m->clip_hi ? m->clip_hi : x;
-    case QD_ACT_GELU:
-        return 0.5f * x * (1.0f + erff(x * 0.70710678f));
+        return vec_min(vec_all(m->clip_hi), vec_max(vec_all(m->clip_lo), x));
     case QD_ACT_SIGMOID:
-        return 1.0f / (1.0f + exp_of(-x));
+        return vec_inverse(vec_all(1.0f) + vec_exp(vec_all(0.0f) - x));
+    case QD_ACT_GELU:
     case QD_ACT_TANH:
-        return tanhf(x);
+        return by_lane(x, act);
     }
     return x;
 }
 
-/* One element on its way: see qd_pass_math. */
-INLINE float value_of(float x, int64_t c, const float *mul, const float *add, const qd_pass_math *m, bool affine,
-                      qd_act act)
-{
-    return act_of(affine ? FMA(mul[c], x, add[c]) : x, act, m);
-}
-
-INLINE float code_of(float x, int64_t c, const float *inv_div, const qd_pass_math *m, bool divided)
+/* The code less zero, as a float that is not rounded yet. */
+INLINE vec code_of(vec x, vec inv_div, const qd_pass_math *m, bool divided)
 {
     if (divided)
-        x *= inv_div[c];
-    x *= m->inv_scale;
-    x = x != x ? 0.0f : x;
-    x = x < m->lo ? m->lo : x;
-    x = x > m->hi ? m->hi : x;
-    return (x + ROUND) - ROUND;
+        x = x * inv_div;
+    return vec_clamp_nan_zero(x * vec_all(m->inv_scale), vec_all(m->lo), vec_all(m->hi));
 }
 
-#define PASS_LOOP                                                                                                      \
-    for (int64_t c = 0; c < n; c++) {                                                                                  \
-        float x = value_of(src[c], c, mul, add, &m, affine, act);                                                      \
-        if (out != QD_PASS_F32)                                                                                        \
-            x = code_of(x, c, inv_div, &m, divided);                                                                   \
-        if (out == QD_PASS_CODES)                                                                                      \
-            u[c] = (uint8_t)((int32_t)x + m.zero);                                                                     \
-        else                                                                                                           \
-            f[c] = out == QD_PASS_FAKE ? x * m.scale : x;                                                              \
-    }
+INLINE vec fake_of(vec code, const qd_pass_math *m)
+{
+    return ((code + vec_all(VEC_ROUND)) - vec_all(VEC_ROUND)) * vec_all(m->scale);
+}
 
 INLINE void pass_run(void *dst, const float *src, int64_t n, const float *mul, const float *add, const float *inv_div,
                      const qd_pass_math *math, bool affine, qd_act act, qd_pass_out out, bool divided)
@@ -107,10 +62,39 @@ INLINE void pass_run(void *dst, const float *src, int64_t n, const float *mul, c
     const qd_pass_math m = *math; /* a copy, which stores through dst cannot change */
     float *f = dst;
     uint8_t *u = dst;
-    if (act == QD_ACT_GELU || act == QD_ACT_TANH) { /* a call for each element */
-        PASS_LOOP
+    int64_t c = 0;
+    for (; c + LANES <= n; c += LANES) {
+        vec x = vec_load(src + c);
+        if (affine)
+            x = vec_fma(vec_load(mul + c), x, vec_load(add + c));
+        x = act_of(x, act, &m);
+        if (out != QD_PASS_F32)
+            x = code_of(x, divided ? vec_load(inv_div + c) : vec_all(1.0f), &m, divided);
+        if (out == QD_PASS_CODES) {
+            vec_store_codes(u + c, x, m.zero);
+        } else {
+            if (out == QD_PASS_FAKE)
+                x = fake_of(x, &m);
+            vec_store(f + c, x);
+        }
+    }
+    const int64_t left = n - c;
+    if (left == 0)
+        return;
+    vec x = vec_load_some(src + c, left);
+    if (affine)
+        x = vec_fma(vec_load_some(mul + c, left), x, vec_load_some(add + c, left));
+    x = act_of(x, act, &m);
+    if (out != QD_PASS_F32)
+        x = code_of(x, divided ? vec_load_some(inv_div + c, left) : vec_all(1.0f), &m, divided);
+    if (out == QD_PASS_CODES) {
+        uint8_t codes[LANES];
+        vec_store_codes(codes, x, m.zero);
+        memcpy(u + c, codes, (size_t)left);
     } else {
-        _Pragma("omp simd") PASS_LOOP
+        if (out == QD_PASS_FAKE)
+            x = fake_of(x, &m);
+        vec_store_some(f + c, x, left);
     }
 }
 
@@ -170,44 +154,37 @@ static void pass(void *dst, size_t dst_stride, const float *src, size_t src_stri
     }
 }
 
-/* Four vectors of channels at a time stay in registers while the pixels go by. */
+/* --- statistics --- */
+
+/* Vectors of channels stay in registers while the pixels go by. */
+INLINE void moments_block(float *sum, float *square, const float *src, size_t stride, const float *pivot,
+                          int64_t pixels, int vectors)
+{
+    vec s[4], q[4], p[4];
+    for (int k = 0; k < vectors; k++) {
+        s[k] = q[k] = vec_all(0.0f);
+        p[k] = vec_load(pivot + k * LANES);
+    }
+    for (int64_t i = 0; i < pixels; i++)
+        for (int k = 0; k < vectors; k++) {
+            const vec d = vec_load(src + (size_t)i * stride + k * LANES) - p[k];
+            s[k] = s[k] + d;
+            q[k] = vec_fma(d, d, q[k]);
+        }
+    for (int k = 0; k < vectors; k++) {
+        vec_store(sum + k * LANES, s[k]);
+        vec_store(square + k * LANES, q[k]);
+    }
+}
+
 static void moments(float *sum, float *square, const float *src, size_t src_stride, const float *pivot, int64_t pixels,
                     int64_t channels)
 {
     int64_t c = 0;
-    for (; c + 4 * LANES <= channels; c += 4 * LANES) {
-        vec s[4] = { 0 }, q[4] = { 0 }, p[4];
-        for (int k = 0; k < 4; k++)
-            p[k] = *(const vec *)(pivot + c + k * LANES);
-        for (int64_t i = 0; i < pixels; i++)
-            for (int k = 0; k < 4; k++) {
-                const vec d = *(const vec *)(src + (size_t)i * src_stride + c + k * LANES) - p[k];
-                s[k] += d;
-                q[k] += d * d;
-            }
-        for (int k = 0; k < 4; k++) {
-            *(vec *)(sum + c + k * LANES) = s[k];
-            *(vec *)(square + c + k * LANES) = q[k];
-        }
-    }
-    for (; c + LANES <= channels; c += LANES) {
-        const vec p = *(const vec *)(pivot + c);
-        vec s[2] = { 0 }, q[2] = { 0 };
-        int64_t i = 0;
-        for (; i + 2 <= pixels; i += 2)
-            for (int k = 0; k < 2; k++) {
-                const vec d = *(const vec *)(src + (size_t)(i + k) * src_stride + c) - p;
-                s[k] += d;
-                q[k] += d * d;
-            }
-        if (i < pixels) {
-            const vec d = *(const vec *)(src + (size_t)i * src_stride + c) - p;
-            s[0] += d;
-            q[0] += d * d;
-        }
-        *(vec *)(sum + c) = s[0] + s[1];
-        *(vec *)(square + c) = q[0] + q[1];
-    }
+    for (; c + 4 * LANES <= channels; c += 4 * LANES)
+        moments_block(sum + c, square + c, src + c, src_stride, pivot + c, pixels, 4);
+    for (; c + LANES <= channels; c += LANES)
+        moments_block(sum + c, square + c, src + c, src_stride, pivot + c, pixels, 1);
     for (; c < channels; c++) {
         float s = 0.0f, q = 0.0f;
         for (int64_t i = 0; i < pixels; i++) {
@@ -219,6 +196,8 @@ static void moments(float *sum, float *square, const float *src, size_t src_stri
         square[c] = q;
     }
 }
+
+/* --- arithmetic --- */
 
 #define ARITH(expression)                                                                                              \
     if (b_step) {                                                                                                      \
@@ -257,14 +236,7 @@ static void arith(float *dst, const float *a, const float *b, int b_step, int64_
     }
 }
 
-/* Lanes are added in index order. */
-INLINE float total(vec v)
-{
-    float s = 0.0f;
-    for (int k = 0; k < LANES; k++)
-        s += v[k];
-    return s;
-}
+/* --- rows --- */
 
 INLINE float larger(float a, float b)
 {
@@ -274,14 +246,13 @@ INLINE float larger(float a, float b)
 INLINE float largest(const float *x, int64_t n)
 {
     float lane[LANES], top = x[0];
-    for (int k = 0; k < LANES; k++)
-        lane[k] = top;
+    vec t = vec_all(top);
     int64_t i = 0;
     for (; i + LANES <= n; i += LANES)
-        for (int k = 0; k < LANES; k++)
-            lane[k] = larger(lane[k], x[i + k]);
+        t = vec_max(t, vec_load(x + i));
     for (; i < n; i++)
         top = larger(top, x[i]);
+    vec_store(lane, t);
     for (int k = 0; k < LANES; k++)
         top = larger(top, lane[k]);
     return top;
@@ -291,15 +262,22 @@ static void softmax(float *rows, int64_t n_rows, int64_t width, size_t stride)
 {
     for (int64_t r = 0; r < n_rows; r++) {
         float *row = rows + (size_t)r * stride;
-        const float top = largest(row, width);
-        float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t i = 0; i < width; i++) {
-            const float e = exp_of(row[i] - top);
-            row[i] = e;
-            sum += e;
+        const vec top = vec_all(largest(row, width));
+        const int64_t whole = width - width % LANES;
+        vec sum = vec_all(0.0f);
+        float tail[LANES] = { 0 };
+        for (int64_t i = 0; i < whole; i += LANES) {
+            const vec e = vec_exp(vec_load(row + i) - top);
+            vec_store(row + i, e);
+            sum = sum + e;
         }
-        const float inv = 1.0f / sum;
+        if (whole < width) {
+            vec_store(tail, vec_exp(vec_load_some(row + whole, width - whole) - top));
+            memset(tail + (width - whole), 0, (size_t)(LANES - (width - whole)) * sizeof(float));
+            sum = sum + vec_load(tail);
+            memcpy(row + whole, tail, (size_t)(width - whole) * sizeof(float));
+        }
+        const float inv = 1.0f / vec_sum(sum);
 #pragma omp simd
         for (int64_t i = 0; i < width; i++)
             row[i] *= inv;
@@ -311,21 +289,23 @@ static void softmax(float *rows, int64_t n_rows, int64_t width, size_t stride)
 /* Up to ROWS rows against one row of weights, which is read once for all of them. */
 INLINE void dot_rows(float *dst, const float *src, const float *w, float bias, int rows, int64_t in, int64_t out)
 {
-    vec acc[ROWS][2] = { 0 };
-    float tail[ROWS] = { 0 };
+    vec acc[ROWS][2];
+    for (int r = 0; r < rows; r++)
+        acc[r][0] = acc[r][1] = vec_all(0.0f);
     int64_t i = 0;
     for (; i + 2 * LANES <= in; i += 2 * LANES) {
-        const vec w0 = *(const vec *)(w + i), w1 = *(const vec *)(w + i + LANES);
+        const vec w0 = vec_load(w + i), w1 = vec_load(w + i + LANES);
         for (int r = 0; r < rows; r++) {
-            acc[r][0] += *(const vec *)(src + r * in + i) * w0;
-            acc[r][1] += *(const vec *)(src + r * in + i + LANES) * w1;
+            acc[r][0] = vec_fma(vec_load(src + r * in + i), w0, acc[r][0]);
+            acc[r][1] = vec_fma(vec_load(src + r * in + i + LANES), w1, acc[r][1]);
         }
     }
-    for (; i < in; i++)
-        for (int r = 0; r < rows; r++)
-            tail[r] += src[r * in + i] * w[i];
-    for (int r = 0; r < rows; r++)
-        dst[r * out] = total(acc[r][0] + acc[r][1]) + tail[r] + bias;
+    for (int r = 0; r < rows; r++) {
+        float tail = 0.0f;
+        for (int64_t k = i; k < in; k++)
+            tail += src[r * in + k] * w[k];
+        dst[r * out] = vec_sum(acc[r][0] + acc[r][1]) + tail + bias;
+    }
 }
 
 static void dots(float *dst, const float *src, const float *weight, const float *bias, int64_t rows, int64_t in,
