@@ -114,13 +114,14 @@ static int run_run(const command *c, int argc, char **argv)
 {
     sv_settings s = { 0 };
     qd_err err = { 0 };
-    const char *out = ".", *path = take_path(&argc, argv);
+    const char *out = ".";
     int status = EXIT_DONE;
 
-    if (!path)
-        return misused(c, "which job? Name a JSON file", NULL);
     if (!take_flag(&argc, argv, "--out", &out))
         return misused(c, "--out needs a folder", NULL);
+    const char *path = take_path(&argc, argv);
+    if (!path)
+        return misused(c, "which job? Name a JSON file", NULL);
     if (!read_settings(&s, argc, argv, &status))
         return status;
     if (qd_fs_mkdirs(out, &err) || sv_run_once(&s, path, out, &err))
@@ -323,13 +324,13 @@ static int run_profile(const command *c, int argc, char **argv)
     const char *batch = "1", *threads = "1", *runs = "20", *backend = qd_backend_name(qd_backend_default());
     long n_batch, n_threads, n_runs;
     int status = EXIT_DONE;
-    const char *path = take_path(&argc, argv);
 
-    if (!path)
-        return misused(c, "which model? Name a file or folder", NULL);
     if (!take_flag(&argc, argv, "--batch", &batch) || !take_flag(&argc, argv, "--threads", &threads) ||
         !take_flag(&argc, argv, "--runs", &runs) || !take_flag(&argc, argv, "--backend", &backend))
         return misused(c, "a flag lacks its value", NULL);
+    const char *path = take_path(&argc, argv);
+    if (!path)
+        return misused(c, "which model? Name a file or folder", NULL);
     if (argc > 0)
         return misused(c, "unknown argument", argv[0]);
     if (!whole_number(batch, 1, 4096, &n_batch))
@@ -449,7 +450,7 @@ static void print_command_help(const command *c)
 {
     printf("usage: quantd %s %s\n\n%s\n", c->name, c->usage, c->summary);
     if (c->settings) {
-        printf("\nSettings, also as environment variables (QUANTD_LISTEN) and lines of the file named by --config:\n");
+        printf("\n");
         sv_settings_help(stdout);
     }
 }
