@@ -2,6 +2,7 @@
 #include "quant/quant.h"
 
 #include <assert.h>
+#include <float.h>
 #include <math.h>
 
 #include "base/mem.h"
@@ -77,11 +78,10 @@ void qd_histogram_add(qd_histogram *h, const float *x, int64_t n)
     float lo = INFINITY, hi = -INFINITY;
     int64_t good = 0;
     for (int64_t k = 0; k < n; k++) {
-        if (!isfinite(x[k]))
-            continue;
-        lo = fminf(lo, x[k]);
-        hi = fmaxf(hi, x[k]);
-        good++;
+        const bool finite = fabsf(x[k]) <= FLT_MAX;
+        lo = finite && x[k] < lo ? x[k] : lo;
+        hi = finite && x[k] > hi ? x[k] : hi;
+        good += finite;
     }
     const bool empty = h->count == h->bad;
     h->count += n;
@@ -93,11 +93,16 @@ void qd_histogram_add(qd_histogram *h, const float *x, int64_t n)
     else if (lo < h->lo || hi > h->hi)
         widen(h, fminf(lo, h->lo), fmaxf(hi, h->hi));
 
-    /* Exact: a power of two times a float, in double. */
+    /* Exact: a power of two times a float, in double. The floor is spelled out, because a call for each value would take longer than
+     * all the rest. */
     const double per_bin = ldexp(1.0, -h->exponent);
-    for (int64_t k = 0; k < n; k++)
-        if (isfinite(x[k]))
-            h->bin[(int64_t)floor((double)x[k] * per_bin) - h->first]++;
+    for (int64_t k = 0; k < n; k++) {
+        if (!(fabsf(x[k]) <= FLT_MAX))
+            continue;
+        const double g = (double)x[k] * per_bin;
+        const int64_t whole = (int64_t)g; /* towards zero */
+        h->bin[whole - ((double)whole > g) - h->first]++;
+    }
 }
 
 void qd_histogram_range(const qd_histogram *h, float *lo, float *hi)
