@@ -134,7 +134,7 @@ static int64_t resident_bytes(void)
 
 static void add_figure(qd_buf *b, const char *name, const char *type, const char *help, double value)
 {
-    qd_buf_addf(b, "# HELP %s %s\n# TYPE %s %s\n%s %.17g\n", name, help, name, type, name, value);
+    qd_buf_addf(b, "# HELP %s %s\n# TYPE %s %s\n%s %.15g\n", name, help, name, type, name, value);
 }
 
 void sv_get_metrics(sv_request *q)

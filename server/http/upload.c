@@ -42,8 +42,9 @@ void sv_upload_free(sv_upload *u)
     if (!u)
         return;
     qd_fs_out_abandon(u->out);
-    if (u->dir)
-        qd_fs_remove_tree(u->dir, NULL);
+    /* Walking a tree takes memory, which may lack for just this moment; what stays all the same is swept at the next start. */
+    if (u->dir && qd_fs_remove_tree(u->dir, NULL) && qd_fs_remove_tree(u->dir, NULL))
+        sv_log(SV_WARN, "upload_left", "folder", u->dir, NULL);
     qd_free(u->file);
     qd_free(u->dir);
     qd_free(u);

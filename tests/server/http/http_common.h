@@ -127,8 +127,8 @@ static inline void answer_clear(answer *a)
 /* The value of a header field, in a ring of 8; NULL when absent. */
 static inline const char *field(const answer *a, const char *name)
 {
-    static char ring[8][512];
-    static int at;
+    static _Thread_local char ring[8][512];
+    static _Thread_local int at;
     const size_t n = strlen(name);
     for (const char *p = strstr(a->head.data, "\r\n"); p && p[2]; p = strstr(p + 2, "\r\n")) {
         if (strncasecmp(p + 2, name, n) || p[2 + n] != ':')
@@ -248,8 +248,8 @@ static inline json_t *json_of(const answer *a)
 /* A text member, in a ring of 8. */
 static inline const char *text_of(const answer *a, const char *key)
 {
-    static char ring[8][512];
-    static int at;
+    static _Thread_local char ring[8][512];
+    static _Thread_local int at;
     json_t *o = json_of(a);
     at = (at + 1) % 8;
     const char *text = json_string_value(json_object_get(o, key));

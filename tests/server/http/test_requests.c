@@ -352,6 +352,44 @@ static void strangers_cannot_listen(void **state)
     assert_null(h);
 }
 
+/* Every allocation of a request fails once, in turn: an answer or a closed connection, never a crash, and the next one works. */
+static void out_of_memory_in_turn(void **state)
+{
+    static const char *const requests[] = {
+        "GET /v1/jobs?limit=5 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        "GET /style.css HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        "GET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        "POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 15\r\n\r\n{\"kind\":\"magic\"",
+        "PUT /v1/models/m HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\nhello",
+        "PUT /v1/models/m HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+    };
+    server s;
+    server_start(&s, 1 << 20);
+    for (size_t i = 0; i < sizeof requests / sizeof requests[0]; i++) {
+        bool hit = true;
+        for (long k = 0; hit && k < 200; k++) {
+            const int fd = dial(&s);
+            nap_ms(2); /* accepted; what fails belongs to the request */
+            qd_mem_fault_set(k);
+            say(fd, requests[i], strlen(requests[i]));
+            shutdown(fd, SHUT_WR);
+            char status[13] = "";
+            const ssize_t n = recv(fd, status, 12, MSG_WAITALL);
+            hit = qd_mem_fault_hit();
+            qd_mem_fault_set(-1);
+            if (n > 0 && (n < 12 || strncmp(status, "HTTP/1.1 ", 9)))
+                fail_msg("allocation %ld of request %zu: '%s'", k, i, status);
+            close(fd);
+        }
+        assert_false(hit); /* all of them had their turn */
+        check_status(ask(&s, "GET", "/healthz", NULL), 200);
+    }
+    for (int i = 0; i < 200 && left_on_disk(&s); i++)
+        nap_ms(10);
+    assert_int_equal(left_on_disk(&s), 0);
+    server_stop(&s);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -367,6 +405,7 @@ int main(void)
         cmocka_unit_test(websocket_handshake),
         cmocka_unit_test(documents_fit_the_table),
         cmocka_unit_test(strangers_cannot_listen),
+        cmocka_unit_test(out_of_memory_in_turn),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
