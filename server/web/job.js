@@ -10,6 +10,11 @@ function figure(label, value, note) {
   return h('div', { class: 'figure' }, h('b', {}, value), h('span', {}, label), note && h('small', { class: 'muted' }, note));
 }
 
+function took(job) {
+  const s = (Date.parse(job.finished_at) - Date.parse(job.started_at)) / 1000;
+  return Number.isFinite(s) ? `, after ${seconds(s)}` : '';
+}
+
 function figures(job) {
   const r = job.result;
   if (!r) return [];
@@ -24,7 +29,7 @@ function figures(job) {
 }
 
 export function jobPage(main, id) {
-  const title = h('h1', { class: 'mono' }, id);
+  const title = h('h1', {}, 'Job');
   const state = h('span', {}, '');
   const cancel = h('button', { hidden: true, onclick: () => post(`/v1/jobs/${id}/cancel`).catch((e) => toast(e.message)) }, 'Cancel');
   const bar = h('progress', { max: 1, value: 0, class: 'big', 'aria-label': 'progress' });
@@ -52,6 +57,7 @@ export function jobPage(main, id) {
 
   function header() {
     if (!job) return;
+    setText(title, `${job.kind} · ${job.method ?? job.params?.method ?? ''}`);
     replace(state, pill(job.status));
     cancel.hidden = FINAL.has(job.status);
     bar.hidden = job.status !== 'running';
@@ -62,7 +68,7 @@ export function jobPage(main, id) {
     const eta = p.eta_s > 0 ? `, about ${seconds(p.eta_s)} left in this phase` : '';
     setText(phase, job.status === 'running' ? `${p.phase ?? ''} ${p.layer ?? ''} ${p.total > 0 ? `${p.done} of ${p.total}` : ''}${eta}`
       : job.status === 'queued' ? (job.position >= 0 ? `Position ${job.position + 1} in the queue.` : 'Waiting.')
-        : `${job.kind} · ${ago(job.finished_at)}`);
+        : `${job.status === 'succeeded' ? 'finished' : 'ended'} ${ago(job.finished_at)}${took(job)}`);
     replace(facts, figures(job));
   }
 
@@ -106,14 +112,19 @@ export function jobPage(main, id) {
     replace(files, list.data.map((a) => h('tr', {},
       h('td', {}, h('a', { href: `/v1/jobs/${id}/artifacts/${encodeURIComponent(a.name)}`, download: a.name }, a.name)),
       h('td', { class: 'right nowrap' }, bytes(a.size_bytes)),
-      h('td', { class: 'mono muted', title: a.sha256 }, `sha256 ${String(a.sha256).slice(0, 16)}…`),
-      h('td', {}, h('code', {}, `curl -O ${location.origin}/v1/jobs/${id}/artifacts/${a.name}`)))));
+      h('td', {}, h('code', { class: 'nowrap' }, `curl -O ${location.origin}/v1/jobs/${id}/artifacts/${a.name}`),
+        h('br'), h('span', { class: 'mono muted nowrap' }, `sha256 ${a.sha256}`)))));
   }
 
   async function reload() {
     job = await get(`/v1/jobs/${id}`);
     if (gone) return;
-    replace(params, Object.entries(job.params || {}).map(([k, v]) => [h('dt', {}, k.replaceAll('_', ' ')), h('dd', {}, String(v))]));
+    replace(params, Object.entries(job.params || {}).filter(([, v]) => v !== '')
+      .map(([k, v]) => h('div', {}, h('dt', {}, k.replaceAll('_', ' ')), h('dd', {}, String(v)))));
+    if (job.result?.eps_sqnr_by_step) {
+      for (const p of job.result.eps_sqnr_by_step) sqnr.set(p.t, p.sqnr_db);
+      drawChart();
+    }
     header();
     await loadFiles();
   }
@@ -149,7 +160,7 @@ export function jobPage(main, id) {
   }
 
   replace(main,
-    h('p', { class: 'crumb' }, h('a', { href: '#/' }, 'Jobs')),
+    h('p', { class: 'crumb' }, h('a', { href: '#/' }, 'Jobs'), ' / ', h('span', { class: 'mono' }, id)),
     h('div', { class: 'bar' }, title, state, h('span', { class: 'grow' }), cancel),
     bar, phase, error, facts, gallerySection, chartSection, layerSection, fileSection,
     h('section', {}, h('h2', {}, 'Settings'), params),
