@@ -49,10 +49,21 @@ typedef struct qd_fused {
     int n_groups;
 } qd_fused;
 
-qd_status qd_fuse(const qd_graph *g, const qd_shape *shapes, const qd_plan_options *o, qd_fused *out, qd_err *err);
-void qd_fused_clear(qd_fused *f);
+/* --- analyse.c: what is known of each node before that --- */
+
+/* Fills same, live, fixed, view, layout, uses, consumers and folded. */
+qd_status qd_analyse(qd_fused *f, const qd_plan_options *o, qd_err *err);
 /* Input k of a node by its representative; -1 when left out. */
 qd_node_id qd_fused_input(const qd_fused *f, qd_node_id id, int k);
+const qd_op *qd_fused_op(const qd_fused *f, qd_node_id id);
+bool qd_act_of(const qd_op *op, qd_act *act);
+bool qd_is_act(const qd_op *op);
+bool qd_is_quant(const qd_op *op);
+
+/* --- fuse.c --- */
+
+qd_status qd_fuse(const qd_graph *g, const qd_shape *shapes, const qd_plan_options *o, qd_fused *out, qd_err *err);
+void qd_fused_clear(qd_fused *f);
 
 /* Where a value is found: a range of channels of a value that is made. */
 typedef struct qd_part {
@@ -62,7 +73,6 @@ typedef struct qd_part {
 /* The parts of a value, in order; returns how many (1 for a value that is made), of which QD_MAX_PARTS at most are filled in.
  * open: take a concat or slice apart even when it is made. */
 int qd_fused_parts(const qd_fused *f, qd_node_id id, bool open, qd_part parts[QD_MAX_PARTS]);
-bool qd_act_of(const qd_op *op, qd_act *act);
 /* The codes' border that all readers of a quantize node want; zeros when they differ. */
 void qd_fused_border(const qd_fused *f, qd_node_id codes, int32_t border[4]);
 

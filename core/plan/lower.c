@@ -1,31 +1,24 @@
-/* lower.c - the fast backend: turn groups and single nodes into steps, in the graph's order. */
+/* lower.c - the fast backend: turn groups into steps, in the graph's order; nodes on their own are lower_single.c's. */
 #include <assert.h>
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
 
-#include "plan/cpu_int.h"
+#include "plan/lower_int.h"
 
 #define FEW_ROWS 8 /* a product of so few rows is bound by reading its weights: no packing, our own dots */
 
-typedef struct lower {
-    qd_plan *p;
-    const qd_graph *g;
-    const qd_shape *shapes;
-    qd_fused f;
-} lower;
-
-static const qd_node *node_of(const lower *l, qd_node_id id)
+const qd_node *qd_lower_node_of(const qd_lower *l, qd_node_id id)
 {
     return qd_graph_node(l->g, id);
 }
 
-static int64_t last_dim(const qd_shape *s)
+int64_t qd_last_dim(const qd_shape *s)
 {
     return s->rank ? s->dim[s->rank - 1] : 1;
 }
 
-static int64_t count_of(const qd_shape *s)
+int64_t qd_count_of(const qd_shape *s)
 {
     int64_t n = 1;
     for (int k = 0; k < s->rank; k++)
@@ -33,9 +26,9 @@ static int64_t count_of(const qd_shape *s)
     return n;
 }
 
-static int64_t macs_of(const lower *l, qd_node_id id)
+int64_t qd_lower_macs(const qd_lower *l, qd_node_id id)
 {
-    const qd_node *n = node_of(l, id);
+    const qd_node *n = qd_lower_node_of(l, id);
     qd_operand in[QD_MAX_INPUTS];
     if (!n->op->macs)
         return 0;
@@ -43,13 +36,13 @@ static int64_t macs_of(const lower *l, qd_node_id id)
         const qd_node_id x = qd_fused_input(&l->f, id, k);
         in[k] = (qd_operand){ .shape = { .rank = -1 } };
         if (x >= 0)
-            in[k] = (qd_operand){ .dtype = node_of(l, x)->dtype, .shape = l->shapes[x] };
+            in[k] = (qd_operand){ .dtype = qd_lower_node_of(l, x)->dtype, .shape = l->shapes[x] };
     }
     return n->op->macs(n, in, &l->shapes[id]);
 }
 
 /* The floats of a constant input, NULL when it is left out. */
-static const float *known(const lower *l, qd_node_id id, int k)
+const float *qd_lower_known(const qd_lower *l, qd_node_id id, int k)
 {
     const qd_node_id x = qd_fused_input(&l->f, id, k);
     return x < 0 ? NULL : qd_f32(&l->f.info[x].folded);
@@ -57,9 +50,9 @@ static const float *known(const lower *l, qd_node_id id, int k)
 
 /* --- values --- */
 
-static qd_status make_value(lower *l, qd_node_id id, const int32_t border[4], qd_value_id *out, qd_err *err)
+qd_status qd_lower_value(qd_lower *l, qd_node_id id, const int32_t border[4], qd_value_id *out, qd_err *err)
 {
-    const qd_node *n = node_of(l, id);
+    const qd_node *n = qd_lower_node_of(l, id);
     qd_value v = { .dtype = n->dtype, .shape = l->shapes[id], .layout = l->f.info[id].layout };
     if (border) {
         v.shifted = n->dtype == QD_I8;
@@ -72,7 +65,7 @@ static qd_status make_value(lower *l, qd_node_id id, const int32_t border[4], qd
 }
 
 /* A value as its step made it. */
-static qd_status native(lower *l, qd_node_id id, qd_value_id *out, qd_err *err)
+qd_status qd_lower_native(qd_lower *l, qd_node_id id, qd_value_id *out, qd_err *err)
 {
     qd_node_info *info = &l->f.info[id];
     if (info->value[info->layout] < 0) {
@@ -92,11 +85,11 @@ static bool is_plain(const qd_value *v)
 }
 
 /* A value in a layout, without border or shift; converted at most once. */
-static qd_status want(lower *l, qd_node_id id, qd_layout layout, qd_value_id *out, qd_err *err)
+qd_status qd_lower_want(qd_lower *l, qd_node_id id, qd_layout layout, qd_value_id *out, qd_err *err)
 {
     qd_node_info *info = &l->f.info[id];
     qd_value_id v;
-    qd_status st = native(l, id, &v, err);
+    qd_status st = qd_lower_native(l, id, &v, err);
     if (st)
         return st;
     if (info->layout == layout && is_plain(&l->p->values[v])) {
@@ -110,10 +103,10 @@ static qd_status want(lower *l, qd_node_id id, qd_layout layout, qd_value_id *ou
     if (is_plain(&l->p->values[v]) && qd_layout_same(&l->shapes[id], layout, info->layout)) {
         st = qd_plan_add_view(l->p, v, &l->shapes[id], layout, out, err);
     } else {
-        const qd_value like = { .dtype = node_of(l, id)->dtype, .shape = l->shapes[id], .layout = layout };
+        const qd_value like = { .dtype = qd_lower_node_of(l, id)->dtype, .shape = l->shapes[id], .layout = layout };
         st = qd_plan_add_value(l->p, &like, out, err);
         if (!st)
-            st = qd_add_convert_step(l->p, node_of(l, id)->name, v, *out, 0, err);
+            st = qd_add_convert_step(l->p, qd_lower_node_of(l, id)->name, v, *out, 0, err);
     }
     if (!st && info->layout != layout)
         info->value[layout] = *out;
@@ -121,15 +114,17 @@ static qd_status want(lower *l, qd_node_id id, qd_layout layout, qd_value_id *ou
 }
 
 /* U8 codes (I8 ones shifted) in a layout, with that border of the zero code. */
-static qd_status want_codes(lower *l, qd_node_id id, qd_layout layout, const int32_t border[4], int32_t zero_code,
+static qd_status want_codes(qd_lower *l, qd_node_id id, qd_layout layout, const int32_t border[4], int32_t zero_code,
                             qd_value_id *out, qd_err *err)
 {
     qd_value_id v;
-    qd_status st = native(l, id, &v, err);
+    qd_status st = qd_lower_native(l, id, &v, err);
     if (st)
         return st;
-    const bool shifted = node_of(l, id)->dtype == QD_I8;
-    qd_value like = { .dtype = node_of(l, id)->dtype, .shape = l->shapes[id], .layout = layout, .shifted = shifted };
+    const bool shifted = qd_lower_node_of(l, id)->dtype == QD_I8;
+    qd_value like = {
+        .dtype = qd_lower_node_of(l, id)->dtype, .shape = l->shapes[id], .layout = layout, .shifted = shifted
+    };
     memcpy(like.border, border, sizeof(like.border));
     const qd_value *have = &l->p->values[v];
     if (have->shifted == shifted && memcmp(have->border, border, sizeof(have->border)) == 0 &&
@@ -138,13 +133,13 @@ static qd_status want_codes(lower *l, qd_node_id id, qd_layout layout, const int
         return QD_OK;
     }
     st = qd_plan_add_value(l->p, &like, out, err);
-    return st ? st : qd_add_convert_step(l->p, node_of(l, id)->name, v, *out, zero_code, err);
+    return st ? st : qd_add_convert_step(l->p, qd_lower_node_of(l, id)->name, v, *out, zero_code, err);
 }
 
 /* --- passes --- */
 
 /* What a pass sees: images channels last, or rows of the last axis. */
-static void pass_geometry(const lower *l, qd_node_id source, qd_layout layout, qd_pass_step *s)
+static void pass_geometry(const qd_lower *l, qd_node_id source, qd_layout layout, qd_pass_step *s)
 {
     const qd_shape *shape = &l->shapes[source];
     s->n = s->height = s->width = s->channels = 1;
@@ -156,17 +151,18 @@ static void pass_geometry(const lower *l, qd_node_id source, qd_layout layout, q
         if (shape->rank > 2)
             s->width = shape->dim[shape->rank - 1];
     } else {
-        s->channels = last_dim(shape);
-        s->width = count_of(shape) / s->channels;
+        s->channels = qd_last_dim(shape);
+        s->width = qd_count_of(shape) / s->channels;
     }
 }
 
 /* y = (x - mean) / sqrt(var + eps) * w + b, written as mul x + add. */
-static qd_status batch_norm_affine(lower *l, qd_node_id id, float **mul, float **add, qd_err *err)
+static qd_status batch_norm_affine(qd_lower *l, qd_node_id id, float **mul, float **add, qd_err *err)
 {
-    const qd_node *n = node_of(l, id);
+    const qd_node *n = qd_lower_node_of(l, id);
     const int64_t c = l->shapes[id].dim[1];
-    const float *w = known(l, id, 1), *b = known(l, id, 2), *mean = known(l, id, 3), *var = known(l, id, 4);
+    const float *w = qd_lower_known(l, id, 1), *b = qd_lower_known(l, id, 2), *mean = qd_lower_known(l, id, 3),
+                *var = qd_lower_known(l, id, 4);
     const double eps = qd_node_float(n, "eps");
     void *memory;
     qd_status st = qd_plan_small(l->p, (size_t)c * 2 * sizeof(float), &memory, err);
@@ -182,14 +178,14 @@ static qd_status batch_norm_affine(lower *l, qd_node_id id, float **mul, float *
     return QD_OK;
 }
 
-static qd_status pass_norm(lower *l, const qd_group *gr, qd_pass_step *s, qd_err *err)
+static qd_status pass_norm(qd_lower *l, const qd_group *gr, qd_pass_step *s, qd_err *err)
 {
-    const qd_node *n = node_of(l, gr->norm);
+    const qd_node *n = qd_lower_node_of(l, gr->norm);
     if (n->op == &qd_op_group_norm) {
         s->groups = qd_node_int(n, "groups");
         s->eps = (float)qd_node_float(n, "eps");
-        s->weight = known(l, gr->norm, 1);
-        s->bias = known(l, gr->norm, 2);
+        s->weight = qd_lower_known(l, gr->norm, 1);
+        s->bias = qd_lower_known(l, gr->norm, 2);
         return QD_OK;
     }
     float *mul, *add;
@@ -215,9 +211,9 @@ static qd_status pass_norm(lower *l, const qd_group *gr, qd_pass_step *s, qd_err
     return QD_OK;
 }
 
-static void pass_quant(lower *l, const qd_group *gr, qd_pass_step *s)
+static void pass_quant(qd_lower *l, const qd_group *gr, qd_pass_step *s)
 {
-    const qd_node *n = node_of(l, gr->quant);
+    const qd_node *n = qd_lower_node_of(l, gr->quant);
     int32_t qmin, qmax;
     qd_node_code_range(n, &qmin, &qmax);
     const int32_t zero = (int32_t)qd_node_int(n, "zero");
@@ -227,21 +223,22 @@ static void pass_quant(lower *l, const qd_group *gr, qd_pass_step *s)
     s->math.hi = (float)(qmax - zero);
     s->math.zero = n->dtype == QD_I8 ? zero + 128 : zero;
     s->math.out = n->op == &qd_op_quantize ? QD_PASS_CODES : QD_PASS_FAKE;
-    s->divisor = known(l, gr->quant, 1);
+    s->divisor = qd_lower_known(l, gr->quant, 1);
 }
 
-static const char *pass_kind(const qd_group *gr, const lower *l, char *text, size_t n)
+static const char *pass_kind(const qd_group *gr, const qd_lower *l, char *text, size_t n)
 {
-    const char *norm = gr->norm < 0 ? "" : node_of(l, gr->norm)->op == &qd_op_group_norm ? "norm+" : "affine+";
-    const int len = snprintf(text, n, "%s%s%s%s%s%s", gr->time >= 0 ? "add+" : "", norm,
-                             gr->act >= 0 ? node_of(l, gr->act)->op->name : "", gr->act >= 0 ? "+" : "",
-                             gr->up >= 0 ? "upsample+" : "", gr->quant >= 0 ? node_of(l, gr->quant)->op->name : "");
+    const char *norm = gr->norm < 0 ? "" : qd_lower_node_of(l, gr->norm)->op == &qd_op_group_norm ? "norm+" : "affine+";
+    const int len =
+        snprintf(text, n, "%s%s%s%s%s%s", gr->time >= 0 ? "add+" : "", norm,
+                 gr->act >= 0 ? qd_lower_node_of(l, gr->act)->op->name : "", gr->act >= 0 ? "+" : "",
+                 gr->up >= 0 ? "upsample+" : "", gr->quant >= 0 ? qd_lower_node_of(l, gr->quant)->op->name : "");
     if (len > 0 && text[len - 1] == '+')
         text[len - 1] = '\0';
-    return *text ? text : node_of(l, gr->main)->op->name;
+    return *text ? text : qd_lower_node_of(l, gr->main)->op->name;
 }
 
-static qd_status lower_pass(lower *l, const qd_group *gr, qd_err *err)
+static qd_status lower_pass(qd_lower *l, const qd_group *gr, qd_err *err)
 {
     char kind[64];
     qd_part parts[QD_MAX_PARTS];
@@ -249,9 +246,9 @@ static qd_status lower_pass(lower *l, const qd_group *gr, qd_err *err)
     const bool open = gr->source == gr->main; /* a concat or slice being made */
     /* With one channel a value counts as rows and as an image; these want it as an image. */
     const bool image = open || l->f.info[gr->main].layout == QD_LAYOUT_LAST || gr->up >= 0 ||
-                       (gr->quant >= 0 && known(l, gr->quant, 1));
+                       (gr->quant >= 0 && qd_lower_known(l, gr->quant, 1));
     qd_layout layout = image ? QD_LAYOUT_LAST : QD_LAYOUT_ROW;
-    qd_pass_step s = { .name = node_of(l, gr->end)->name,
+    qd_pass_step s = { .name = qd_lower_node_of(l, gr->end)->name,
                        .kind = pass_kind(gr, l, kind, sizeof(kind)),
                        .time = -1,
                        .up_h = 1,
@@ -263,25 +260,25 @@ static qd_status lower_pass(lower *l, const qd_group *gr, qd_err *err)
     for (int k = 0; k < s.n_sources && !st; k++) {
         s.begin[k] = parts[k].begin;
         s.count[k] = s.n_sources == 1 && !open && !l->f.info[gr->source].split ? s.channels : parts[k].count;
-        st = want(l, parts[k].node, layout, &s.source[k], err);
+        st = qd_lower_want(l, parts[k].node, layout, &s.source[k], err);
     }
     if (!st && gr->time >= 0) {
         s.time_per_sample = l->shapes[gr->time].dim[0] > 1 || s.n == 1;
-        st = want(l, gr->time, QD_LAYOUT_ROW, &s.time, err);
+        st = qd_lower_want(l, gr->time, QD_LAYOUT_ROW, &s.time, err);
     }
     if (!st && gr->norm >= 0)
         st = pass_norm(l, gr, &s, err);
     if (st)
         return st;
     if (gr->act >= 0) {
-        qd_act_of(node_of(l, gr->act)->op, &s.math.act);
+        qd_act_of(qd_lower_node_of(l, gr->act)->op, &s.math.act);
         if (s.math.act == QD_ACT_CLIP) {
-            s.math.clip_lo = (float)qd_node_float(node_of(l, gr->act), "lo");
-            s.math.clip_hi = (float)qd_node_float(node_of(l, gr->act), "hi");
+            s.math.clip_lo = (float)qd_node_float(qd_lower_node_of(l, gr->act), "lo");
+            s.math.clip_hi = (float)qd_node_float(qd_lower_node_of(l, gr->act), "hi");
         }
     }
     if (gr->up >= 0) {
-        const int64_t *factor = qd_node_ints(node_of(l, gr->up), "factor")->ints;
+        const int64_t *factor = qd_node_ints(qd_lower_node_of(l, gr->up), "factor")->ints;
         s.up_h = factor[0];
         s.up_w = factor[1];
     }
@@ -289,31 +286,31 @@ static qd_status lower_pass(lower *l, const qd_group *gr, qd_err *err)
         pass_quant(l, gr, &s);
         qd_fused_border(&l->f, gr->end, border);
     }
-    st = make_value(l, gr->end, s.math.out == QD_PASS_CODES ? border : NULL, &s.out, err);
+    st = qd_lower_value(l, gr->end, s.math.out == QD_PASS_CODES ? border : NULL, &s.out, err);
     return st ? st : qd_add_pass_step(l->p, &s, err);
 }
 
 /* --- products --- */
 
-static void conv_kind(const lower *l, const qd_group *gr, char *text, size_t n)
+static void conv_kind(const qd_lower *l, const qd_group *gr, char *text, size_t n)
 {
-    snprintf(text, n, "%s%s%s%s", node_of(l, gr->main)->op->name, gr->residual >= 0 ? "+add" : "",
-             gr->act >= 0 ? "+" : "", gr->act >= 0 ? node_of(l, gr->act)->op->name : "");
+    snprintf(text, n, "%s%s%s%s", qd_lower_node_of(l, gr->main)->op->name, gr->residual >= 0 ? "+add" : "",
+             gr->act >= 0 ? "+" : "", gr->act >= 0 ? qd_lower_node_of(l, gr->act)->op->name : "");
 }
 
-static void set_act(const lower *l, const qd_group *gr, qd_conv_spec *spec)
+static void set_act(const qd_lower *l, const qd_group *gr, qd_conv_spec *spec)
 {
     if (gr->act < 0)
         return;
-    qd_act_of(node_of(l, gr->act)->op, &spec->act);
+    qd_act_of(qd_lower_node_of(l, gr->act)->op, &spec->act);
     if (spec->act == QD_ACT_CLIP) {
-        spec->clip_lo = (float)qd_node_float(node_of(l, gr->act), "lo");
-        spec->clip_hi = (float)qd_node_float(node_of(l, gr->act), "hi");
+        spec->clip_lo = (float)qd_node_float(qd_lower_node_of(l, gr->act), "lo");
+        spec->clip_hi = (float)qd_node_float(qd_lower_node_of(l, gr->act), "hi");
     }
 }
 
 /* conv then norm is one conv: w' = mul w, b' = mul b + add. The copies live until the weights are packed. */
-static qd_status fold_batch_norm(lower *l, const qd_group *gr, qd_conv_spec *spec, float **memory, qd_err *err)
+static qd_status fold_batch_norm(qd_lower *l, const qd_group *gr, qd_conv_spec *spec, float **memory, qd_err *err)
 {
     float *mul, *add;
     qd_status st = batch_norm_affine(l, gr->bn, &mul, &add, err);
@@ -322,7 +319,7 @@ static qd_status fold_batch_norm(lower *l, const qd_group *gr, qd_conv_spec *spe
     const int64_t o = spec->shape.o, each = spec->shape.c / spec->shape.groups * spec->shape.kh * spec->shape.kw;
     *memory = qd_alloc((size_t)(o * each + o) * sizeof(float));
     if (!*memory)
-        return qd_fail(err, QD_E_NOMEM, "no memory to fold '%s'", node_of(l, gr->bn)->name);
+        return qd_fail(err, QD_E_NOMEM, "no memory to fold '%s'", qd_lower_node_of(l, gr->bn)->name);
     float *bias = *memory + o * each;
     const float *w = spec->weight;
     for (int64_t k = 0; k < o; k++) {
@@ -354,12 +351,12 @@ static qd_conv_shape linear_shape(int64_t rows, int64_t in, int64_t out)
                             .groups = 1 };
 }
 
-static qd_status lower_integer_product(lower *l, const qd_group *gr, qd_conv_step *c, qd_err *err)
+static qd_status lower_integer_product(qd_lower *l, const qd_group *gr, qd_conv_step *c, qd_err *err)
 {
-    const qd_node *n = node_of(l, gr->main);
+    const qd_node *n = qd_lower_node_of(l, gr->main);
     const bool conv = gr->kind == QD_GROUP_CONV;
     const qd_node_id codes = qd_fused_input(&l->f, gr->main, 0);
-    const bool shifted = node_of(l, codes)->dtype == QD_I8;
+    const bool shifted = qd_lower_node_of(l, codes)->dtype == QD_I8;
     const int32_t zero = (int32_t)qd_node_int(n, "x_zero"), zero_code = shifted ? zero + 128 : zero;
     int32_t border[4] = { 0 };
     if (conv)
@@ -367,36 +364,38 @@ static qd_status lower_integer_product(lower *l, const qd_group *gr, qd_conv_ste
             border[k] = (int32_t)qd_node_ints(n, "pads")->ints[k];
     c->spec.codes = true;
     c->spec.weight = qd_i8(&l->f.info[qd_fused_input(&l->f, gr->main, 1)].folded);
-    c->spec.bias = known(l, gr->main, 3);
+    c->spec.bias = qd_lower_known(l, gr->main, 3);
     qd_status st = want_codes(l, codes, conv ? QD_LAYOUT_LAST : QD_LAYOUT_ROW, border, zero_code, &c->source[0], err);
     return st ? st
-              : qd_add_qconv_step(l->p, c, known(l, gr->main, 2), (float)qd_node_float(n, "x_scale"), zero, shifted,
-                                  err);
+              : qd_add_qconv_step(l->p, c, qd_lower_known(l, gr->main, 2), (float)qd_node_float(n, "x_scale"), zero,
+                                  shifted, err);
 }
 
-static qd_status lower_product(lower *l, const qd_group *gr, qd_err *err)
+static qd_status lower_product(qd_lower *l, const qd_group *gr, qd_err *err)
 {
     char kind[64];
-    const qd_node *n = node_of(l, gr->main);
+    const qd_node *n = qd_lower_node_of(l, gr->main);
     const bool conv = gr->kind == QD_GROUP_CONV, codes = n->op == &qd_op_qconv2d || n->op == &qd_op_qlinear;
     const qd_node_id x = qd_fused_input(&l->f, gr->main, 0), w = qd_fused_input(&l->f, gr->main, 1);
     const qd_shape *in = &l->shapes[x];
     float *folded = NULL;
-    qd_conv_step c = {
-        .name = node_of(l, gr->end)->name, .kind = kind, .macs = macs_of(l, gr->main), .n_sources = 1, .residual = -1
-    };
+    qd_conv_step c = { .name = qd_lower_node_of(l, gr->end)->name,
+                       .kind = kind,
+                       .macs = qd_lower_macs(l, gr->main),
+                       .n_sources = 1,
+                       .residual = -1 };
     conv_kind(l, gr, kind, sizeof(kind));
     c.spec.shape = conv ? qd_node_conv_shape(n, in, &l->shapes[w], &l->shapes[gr->main])
-                        : linear_shape(count_of(in) / last_dim(in), last_dim(in), l->shapes[w].dim[0]);
+                        : linear_shape(qd_count_of(in) / qd_last_dim(in), qd_last_dim(in), l->shapes[w].dim[0]);
     c.channels[0] = c.spec.shape.c;
     set_act(l, gr, &c.spec);
     qd_status st = QD_OK;
 
     if (!codes && !conv && c.spec.shape.w <= FEW_ROWS && gr->residual < 0 && gr->act < 0) {
         qd_value_id src;
-        st = want(l, x, QD_LAYOUT_ROW, &src, err);
+        st = qd_lower_want(l, x, QD_LAYOUT_ROW, &src, err);
         if (!st)
-            st = make_value(l, gr->end, NULL, &c.out, err);
+            st = qd_lower_value(l, gr->end, NULL, &c.out, err);
         if (!st)
             st =
                 qd_plan_add_constant(l->p, NULL, &l->f.info[w].folded, &c.source[0], err); /* keeps the weights alive */
@@ -404,20 +403,20 @@ static qd_status lower_product(lower *l, const qd_group *gr, qd_err *err)
         if (!st && b >= 0)
             st = qd_plan_add_constant(l->p, NULL, &l->f.info[b].folded, &c.source[1], err);
         return st ? st
-                  : qd_add_dots_step(l->p, c.name, src, known(l, gr->main, 1), known(l, gr->main, 2), c.spec.shape.w,
-                                     c.spec.shape.c, c.spec.shape.o, c.out, err);
+                  : qd_add_dots_step(l->p, c.name, src, qd_lower_known(l, gr->main, 1), qd_lower_known(l, gr->main, 2),
+                                     c.spec.shape.w, c.spec.shape.c, c.spec.shape.o, c.out, err);
     }
     if (gr->residual >= 0)
-        st = want(l, gr->residual, l->f.info[gr->end].layout, &c.residual, err);
+        st = qd_lower_want(l, gr->residual, l->f.info[gr->end].layout, &c.residual, err);
     if (!st)
-        st = make_value(l, gr->end, NULL, &c.out, err);
+        st = qd_lower_value(l, gr->end, NULL, &c.out, err);
     if (st)
         return st;
     if (codes)
         return lower_integer_product(l, gr, &c, err);
 
-    c.spec.weight = known(l, gr->main, 1);
-    c.spec.bias = known(l, gr->main, 2);
+    c.spec.weight = qd_lower_known(l, gr->main, 1);
+    c.spec.bias = qd_lower_known(l, gr->main, 2);
     if (gr->bn >= 0)
         st = fold_batch_norm(l, gr, &c.spec, &folded, err);
     if (!st && conv) {
@@ -425,10 +424,10 @@ static qd_status lower_product(lower *l, const qd_group *gr, qd_err *err)
         c.n_sources = qd_fused_parts(&l->f, x, false, parts);
         for (int k = 0; k < c.n_sources && !st; k++) {
             c.channels[k] = parts[k].count;
-            st = want(l, parts[k].node, QD_LAYOUT_LAST, &c.source[k], err);
+            st = qd_lower_want(l, parts[k].node, QD_LAYOUT_LAST, &c.source[k], err);
         }
     } else if (!st) {
-        st = want(l, x, QD_LAYOUT_ROW, &c.source[0], err);
+        st = qd_lower_want(l, x, QD_LAYOUT_ROW, &c.source[0], err);
     }
     if (!st)
         st = qd_add_conv_step(l->p, &c, err);
@@ -436,303 +435,34 @@ static qd_status lower_product(lower *l, const qd_group *gr, qd_err *err)
     return st;
 }
 
-/* --- single nodes --- */
-
-static qd_status lower_forward(lower *l, qd_node_id id, qd_err *err)
-{
-    const qd_node *n = node_of(l, id);
-    qd_value_id in[QD_MAX_INPUTS], out;
-    qd_status st = QD_OK;
-    for (int k = 0; k < n->n_inputs && !st; k++) {
-        const qd_node_id x = qd_fused_input(&l->f, id, k);
-        in[k] = -1;
-        if (x >= 0)
-            st = want(l, x, QD_LAYOUT_ROW, &in[k], err);
-    }
-    /* Plain loops make rows; readers were promised the layout chosen before. */
-    const qd_layout promised = l->f.info[id].layout;
-    l->f.info[id].layout = QD_LAYOUT_ROW;
-    if (!st)
-        st = make_value(l, id, NULL, &out, err);
-    if (!st)
-        st = qd_plan_add_forward(l->p, n, in, out, macs_of(l, id), err);
-    if (!st)
-        st = want(l, id, promised, &out, err);
-    l->f.info[id].layout = promised;
-    return st;
-}
-
-static qd_status lower_view(lower *l, qd_node_id id, qd_err *err)
-{
-    qd_node_info *info = &l->f.info[id];
-    qd_value_id v;
-    const qd_node_id x = qd_fused_input(&l->f, id, 0);
-    qd_status st = native(l, x, &v, err);
-    if (st)
-        return st;
-    if (!is_plain(&l->p->values[v]) &&
-        l->p->values[v].border[0] + l->p->values[v].border[1] + l->p->values[v].border[2] + l->p->values[v].border[3] >
-            0)
-        return qd_fail(err, QD_E_INTERNAL, "'%s' would view a value with a border", node_of(l, id)->name);
-    return qd_plan_add_view(l->p, v, &l->shapes[id], info->layout, &info->value[info->layout], err);
-}
-
-/* A reshape that needs plain order first. */
-static qd_status lower_reshape(lower *l, qd_node_id id, qd_err *err)
-{
-    qd_node_info *info = &l->f.info[id];
-    qd_value_id v;
-    qd_status st = want(l, qd_fused_input(&l->f, id, 0), QD_LAYOUT_ROW, &v, err);
-    if (st)
-        return st;
-    info->layout = QD_LAYOUT_ROW;
-    return qd_plan_add_view(l->p, v, &l->shapes[id], QD_LAYOUT_ROW, &info->value[QD_LAYOUT_ROW], err);
-}
-
-/* How operand x lies against the result; false when only the plain loops know. */
-static bool spread_of(const lower *l, qd_node_id x, qd_node_id out, qd_spread *spread, bool *per_sample)
-{
-    const qd_shape *a = &l->shapes[x], *b = &l->shapes[out];
-    *per_sample = false;
-    if (qd_shape_equal(a, b)) {
-        *spread = QD_SPREAD_FULL;
-        return true;
-    }
-    if (count_of(a) == 1) {
-        *spread = QD_SPREAD_SCALAR;
-        return true;
-    }
-    *spread = QD_SPREAD_CHANNEL;
-    if (l->f.info[out].layout == QD_LAYOUT_LAST) { /* [n or 1, C, 1, 1], leading ones may be missing */
-        int64_t dim[QD_MAX_RANK];
-        for (int k = 0; k < b->rank; k++)
-            dim[k] = k < b->rank - a->rank ? 1 : a->dim[k - (b->rank - a->rank)];
-        for (int k = 2; k < b->rank; k++)
-            if (dim[k] != 1)
-                return false;
-        *per_sample = dim[0] > 1;
-        return dim[1] == b->dim[1] && (dim[0] == 1 || dim[0] == b->dim[0]);
-    }
-    return count_of(a) == last_dim(b) && last_dim(a) == last_dim(b);
-}
-
-static qd_status lower_arith(lower *l, qd_node_id id, qd_arith op, bool *done, qd_err *err)
-{
-    qd_node_id a = qd_fused_input(&l->f, id, 0), b = qd_fused_input(&l->f, id, 1);
-    const qd_shape *s = &l->shapes[id];
-    const qd_layout layout = l->f.info[id].layout;
-    qd_spread spread;
-    bool per_sample;
-    *done = false;
-    if (!qd_shape_equal(&l->shapes[a], s) && (op == QD_ARITH_ADD || op == QD_ARITH_MUL)) {
-        const qd_node_id swap = a;
-        a = b;
-        b = swap;
-    }
-    if (node_of(l, id)->dtype != QD_F32 || !qd_shape_equal(&l->shapes[a], s) ||
-        !spread_of(l, b, id, &spread, &per_sample))
-        return QD_OK;
-
-    qd_value_id va, vb, out;
-    qd_status st = want(l, a, layout, &va, err);
-    if (!st)
-        st = want(l, b, spread == QD_SPREAD_FULL ? layout : QD_LAYOUT_ROW, &vb, err);
-    if (!st)
-        st = make_value(l, id, NULL, &out, err);
-    if (st)
-        return st;
-    *done = true;
-    const int64_t n = layout == QD_LAYOUT_LAST ? s->dim[0] : 1;
-    const int64_t channels = layout == QD_LAYOUT_LAST ? s->dim[1] : last_dim(s);
-    return qd_add_arith_step(l->p, node_of(l, id)->name, op, va, vb, out, spread, n, count_of(s) / n / channels,
-                             channels, per_sample, err);
-}
-
-static qd_status lower_pool(lower *l, qd_node_id id, qd_err *err)
-{
-    const qd_node *n = node_of(l, id);
-    const qd_node_id x = qd_fused_input(&l->f, id, 0);
-    const qd_shape *in = &l->shapes[x], *to = &l->shapes[id];
-    qd_pool kind = QD_POOL_MAX;
-    qd_conv_shape s;
-    qd_value_id from, out;
-    if (n->op == &qd_op_global_avg_pool) {
-        kind = QD_POOL_AVG;
-        s = (qd_conv_shape){ .n = in->dim[0],
-                             .c = in->dim[1],
-                             .h = in->dim[2],
-                             .w = in->dim[3],
-                             .o = in->dim[1],
-                             .oh = 1,
-                             .ow = 1,
-                             .kh = in->dim[2],
-                             .kw = in->dim[3],
-                             .stride_h = 1,
-                             .stride_w = 1,
-                             .dil_h = 1,
-                             .dil_w = 1,
-                             .groups = 1 };
-    } else {
-        s = qd_node_conv_shape(n, in, NULL, to);
-        if (n->op == &qd_op_avg_pool)
-            kind = qd_node_int(n, "count_pad") ? QD_POOL_AVG_PADDED : QD_POOL_AVG;
-    }
-    qd_status st = want(l, x, QD_LAYOUT_LAST, &from, err);
-    if (!st)
-        st = make_value(l, id, NULL, &out, err);
-    return st ? st : qd_add_pool_step(l->p, n->name, kind, &s, from, out, err);
-}
-
-static qd_status lower_attention(lower *l, qd_node_id id, qd_err *err)
-{
-    const qd_node *n = node_of(l, id);
-    const qd_shape *q = &l->shapes[qd_fused_input(&l->f, id, 0)], *k = &l->shapes[qd_fused_input(&l->f, id, 1)];
-    qd_attention_step a = { .name = n->name,
-                            .macs = macs_of(l, id),
-                            .n = q->dim[0],
-                            .t = q->dim[1],
-                            .s = k->dim[1],
-                            .c = q->dim[2],
-                            .heads = qd_node_int(n, "heads"),
-                            .scale = (float)qd_node_float(n, "scale") };
-    if (a.scale == 0.0f)
-        a.scale = (float)(1.0 / sqrt((double)(a.c / a.heads)));
-    qd_status st = want(l, qd_fused_input(&l->f, id, 0), QD_LAYOUT_ROW, &a.q, err);
-    if (!st)
-        st = want(l, qd_fused_input(&l->f, id, 1), QD_LAYOUT_ROW, &a.k, err);
-    if (!st)
-        st = want(l, qd_fused_input(&l->f, id, 2), QD_LAYOUT_ROW, &a.v, err);
-    if (!st)
-        st = make_value(l, id, NULL, &a.out, err);
-    return st ? st : qd_add_attention_step(l->p, &a, err);
-}
-
-static qd_status lower_matmul(lower *l, qd_node_id id, bool *done, qd_err *err)
-{
-    const qd_node *n = node_of(l, id);
-    const qd_node_id ia = qd_fused_input(&l->f, id, 0), ib = qd_fused_input(&l->f, id, 1);
-    const qd_shape *a = &l->shapes[ia], *b = &l->shapes[ib], *o = &l->shapes[id];
-    *done = false;
-    if (a->rank < 2 || a->rank != b->rank || qd_node_int(n, "trans_a"))
-        return QD_OK;
-    int64_t batch = 1;
-    for (int k = 0; k < a->rank - 2; k++) {
-        if (a->dim[k] != b->dim[k])
-            return QD_OK;
-        batch *= a->dim[k];
-    }
-    qd_value_id va, vb, out;
-    qd_status st = want(l, ia, QD_LAYOUT_ROW, &va, err);
-    if (!st)
-        st = want(l, ib, QD_LAYOUT_ROW, &vb, err);
-    if (!st)
-        st = make_value(l, id, NULL, &out, err);
-    if (st)
-        return st;
-    *done = true;
-    return qd_add_matmul_step(l->p, n->name, va, vb, out, batch, o->dim[o->rank - 2], o->dim[o->rank - 1],
-                              a->dim[a->rank - 1], qd_node_int(n, "trans_b") != 0, (float)qd_node_float(n, "alpha"),
-                              err);
-}
-
-static qd_status lower_rows(lower *l, qd_node_id id, bool *done, qd_err *err)
-{
-    const qd_node *n = node_of(l, id);
-    const qd_shape *s = &l->shapes[id];
-    const qd_node_id x = qd_fused_input(&l->f, id, 0);
-    int64_t width = last_dim(s);
-    *done = false;
-    if (n->op == &qd_op_softmax) {
-        const int64_t axis = qd_node_int(n, "axis");
-        if (s->rank == 0 || (axis < 0 ? axis + s->rank : axis) != s->rank - 1)
-            return QD_OK;
-    } else {
-        for (int k = 1; k < 3; k++) {
-            const qd_node_id parameter = qd_fused_input(&l->f, id, k);
-            if (parameter >= 0 && !l->f.info[parameter].folded.data)
-                return QD_OK;
-        }
-        width = 1;
-        for (int64_t k = 0; k < qd_node_int(n, "axes"); k++)
-            width *= s->dim[s->rank - 1 - k];
-    }
-    qd_value_id from, out, keep;
-    qd_status st = want(l, x, QD_LAYOUT_ROW, &from, err);
-    if (!st)
-        st = make_value(l, id, NULL, &out, err);
-    if (st)
-        return st;
-    *done = true;
-    if (n->op == &qd_op_softmax)
-        return qd_add_softmax_step(l->p, n->name, from, count_of(s) / width, width, out, err);
-    for (int k = 1; k < 3 && !st; k++)
-        if (known(l, id, k))
-            st = qd_plan_add_constant(l->p, NULL, &l->f.info[qd_fused_input(&l->f, id, k)].folded, &keep, err);
-    return st ? st
-              : qd_add_layer_norm_step(l->p, n->name, from, known(l, id, 1), known(l, id, 2), count_of(s) / width,
-                                       width, (float)qd_node_float(n, "eps"), out, err);
-}
-
-static qd_status lower_single(lower *l, qd_node_id id, qd_err *err)
-{
-    static const struct {
-        const qd_op *op;
-        qd_arith arith;
-    } ariths[] = { { &qd_op_add, QD_ARITH_ADD },
-                   { &qd_op_sub, QD_ARITH_SUB },
-                   { &qd_op_mul, QD_ARITH_MUL },
-                   { &qd_op_div, QD_ARITH_DIV } };
-    const qd_op *op = node_of(l, id)->op;
-    bool done = false;
-    qd_status st = QD_OK;
-    if (l->f.info[id].view)
-        return lower_view(l, id, err);
-    if (op == &qd_op_reshape)
-        return lower_reshape(l, id, err);
-    if (op == &qd_op_avg_pool || op == &qd_op_max_pool || op == &qd_op_global_avg_pool) {
-        if (node_of(l, id)->dtype == QD_F32)
-            return lower_pool(l, id, err);
-    } else if (op == &qd_op_attention) {
-        return lower_attention(l, id, err);
-    } else if (op == &qd_op_matmul) {
-        st = lower_matmul(l, id, &done, err);
-    } else if (op == &qd_op_softmax || op == &qd_op_layer_norm) {
-        st = lower_rows(l, id, &done, err);
-    }
-    for (size_t k = 0; k < sizeof(ariths) / sizeof(ariths[0]) && !done && !st; k++)
-        if (ariths[k].op == op)
-            st = lower_arith(l, id, ariths[k].arith, &done, err);
-    return st || done ? st : lower_forward(l, id, err);
-}
-
-static qd_status watch(lower *l, const qd_plan_options *o, qd_node_id id, qd_err *err)
+static qd_status watch(qd_lower *l, const qd_plan_options *o, qd_node_id id, qd_err *err)
 {
     qd_status st = QD_OK;
     for (int k = 0; k < o->n_observed && !st; k++) {
         qd_value_id v;
         if (l->f.info[o->observed[k]].same != id)
             continue;
-        st = native(l, id, &v, err);
+        st = qd_lower_native(l, id, &v, err);
         if (!st)
             st = qd_plan_watch(l->p, o->observed[k], v, err);
     }
     return st;
 }
 
-static qd_status lower_node(lower *l, qd_node_id id, qd_err *err)
+static qd_status lower_node(qd_lower *l, qd_node_id id, qd_err *err)
 {
     const qd_node_info *info = &l->f.info[id];
     if (info->split)
         return QD_OK;
     if (info->group < 0)
-        return lower_single(l, id, err);
+        return qd_lower_single(l, id, err);
     const qd_group *gr = &l->f.groups[info->group];
     if (gr->end != id)
         return QD_OK;
     return gr->kind == QD_GROUP_PASS ? lower_pass(l, gr, err) : lower_product(l, gr, err);
 }
 
-static qd_status lower_graph(lower *l, const qd_plan_options *o, qd_err *err)
+static qd_status lower_graph(qd_lower *l, const qd_plan_options *o, qd_err *err)
 {
     qd_plan *p = l->p;
     void *inputs, *outputs;
@@ -746,15 +476,15 @@ static qd_status lower_graph(lower *l, const qd_plan_options *o, qd_err *err)
     for (int k = 0; k < qd_graph_inputs(l->g) && !st; k++) {
         const qd_node_id id = qd_graph_input_at(l->g, k);
         l->f.info[id].layout =
-            l->shapes[id].rank == 4 && node_of(l, id)->dtype == QD_F32 ? QD_LAYOUT_LAST : QD_LAYOUT_ROW;
-        st = make_value(l, id, NULL, &p->inputs[k], err);
+            l->shapes[id].rank == 4 && qd_lower_node_of(l, id)->dtype == QD_F32 ? QD_LAYOUT_LAST : QD_LAYOUT_ROW;
+        st = qd_lower_value(l, id, NULL, &p->inputs[k], err);
         p->n_inputs = k + !st;
         if (!st)
             st = watch(l, o, id, err);
     }
     for (qd_node_id id = 0; id < l->f.n && !st; id++) {
         const qd_node_info *info = &l->f.info[id];
-        if (!info->live || info->same != id || node_of(l, id)->op == &qd_op_input)
+        if (!info->live || info->same != id || qd_lower_node_of(l, id)->op == &qd_op_input)
             continue;
         if (!info->folded.data)
             st = lower_node(l, id, err);
@@ -762,7 +492,7 @@ static qd_status lower_graph(lower *l, const qd_plan_options *o, qd_err *err)
             st = watch(l, o, id, err);
     }
     for (int k = 0; k < qd_graph_outputs(l->g) && !st; k++) {
-        st = native(l, l->f.info[qd_graph_output_at(l->g, k)].same, &p->outputs[k], err);
+        st = qd_lower_native(l, l->f.info[qd_graph_output_at(l->g, k)].same, &p->outputs[k], err);
         p->n_outputs = k + !st;
     }
     return st;
@@ -770,7 +500,7 @@ static qd_status lower_graph(lower *l, const qd_plan_options *o, qd_err *err)
 
 static qd_status lower_cpu(qd_plan *p, const qd_graph *g, const qd_shape *shapes, const qd_plan_options *o, qd_err *err)
 {
-    lower l = { .p = p, .g = g, .shapes = shapes };
+    qd_lower l = { .p = p, .g = g, .shapes = shapes };
     qd_status st = qd_fuse(g, shapes, o, &l.f, err);
     if (!st)
         st = lower_graph(&l, o, err);

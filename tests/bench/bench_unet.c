@@ -123,7 +123,7 @@ static qd_node_id integer_part(rewrite *w, const qd_node *n, const char *suffix,
 static qd_graph *to_int8(const qd_graph *g, const qd_shape *shapes)
 {
     qd_err err = { 0 };
-    qd_graph *pruned;
+    qd_graph *pruned = NULL;
     const int n = qd_graph_size(g);
     rewrite w = { .from = g,
                   .map = qd_calloc((size_t)n, sizeof(qd_node_id)),
@@ -303,7 +303,7 @@ static void measure(const char *name, const qd_graph *g, int64_t batch, int thre
     qd_err err = { 0 };
     qd_shape inputs[2] = { qd_graph_node(g, qd_graph_input_at(g, 0))->shape, QD_SHAPE(batch) };
     inputs[0].dim[0] = batch;
-    int64_t count;
+    int64_t count = 0;
     qd_shape *shapes = qd_calloc((size_t)qd_graph_size(g), sizeof(*shapes));
     if (!shapes || qd_shape_count(&inputs[0], &count, &err) || qd_graph_shapes(g, inputs, 2, shapes, &err))
         die("shapes", &err);
