@@ -1,4 +1,5 @@
 /* app.c - builds every part once, hands out pointers, takes down in reverse. */
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -16,6 +17,8 @@
 #include "live/live.h"
 #include "log.h"
 #include "store/store.h"
+
+enum { SHA256_DIGITS = 64 };
 
 typedef struct app {
     const sv_settings *settings;
@@ -75,6 +78,84 @@ static qd_status lay_out_data(app *a, qd_err *err)
     return st;
 }
 
+/* The hashes of all models, sorted. */
+typedef struct hashes {
+    char (*text)[SHA256_DIGITS + 1];
+    size_t n, room;
+} hashes;
+
+static int by_text(const void *a, const void *b)
+{
+    return memcmp(a, b, SHA256_DIGITS);
+}
+
+static qd_status add_hash(hashes *h, const char *sha256, qd_err *err)
+{
+    if (h->n == h->room) {
+        const size_t room = h->room ? 2 * h->room : 64;
+        void *more = qd_realloc(h->text, room * sizeof *h->text);
+        if (!more)
+            return qd_fail(err, QD_E_NOMEM, "no memory for the hashes of %zu models", room);
+        h->text = more;
+        h->room = room;
+    }
+    snprintf(h->text[h->n++], sizeof *h->text, "%s", sha256);
+    return QD_OK;
+}
+
+static qd_status read_hashes(sv_store *store, hashes *h, qd_err *err)
+{
+    char *after = NULL;
+    bool more = true;
+    qd_status st = QD_OK;
+    while (more && !st) {
+        sv_model_row *rows = NULL;
+        int n = 0;
+        const sv_list_query q = { .limit = 1000, .ascending = true, .after = after };
+        st = sv_models_list(store, &q, &rows, &n, &more, err);
+        for (int k = 0; k < n && !st; k++)
+            st = add_hash(h, rows[k].sha256, err);
+        qd_free(after);
+        after = !st && n > 0 ? qd_strdup(rows[n - 1].id) : NULL;
+        if (!st && more && !after)
+            st = qd_fail(err, QD_E_NOMEM, "no memory for a cursor");
+        sv_model_rows_free(rows, n);
+    }
+    qd_free(after);
+    if (!st && h->n > 0)
+        qsort(h->text, h->n, sizeof *h->text, by_text);
+    return st;
+}
+
+/* Files of models are named by their hash and put there before their row. What no row names was left by a daemon that died in
+ * between; names that are no hash are not ours to remove. */
+static qd_status sweep_models(app *a, qd_err *err)
+{
+    static const char *const folders[] = { "models", "blobs" };
+    hashes h = { 0 };
+    qd_status st = read_hashes(a->store, &h, err);
+    for (int k = 0; k < 2 && !st; k++) {
+        char *folder = NULL;
+        st = in_data(a, folders[k], &folder, err);
+        DIR *dir = st ? NULL : opendir(folder);
+        for (struct dirent *e = dir ? readdir(dir) : NULL; e; e = readdir(dir)) {
+            if (strspn(e->d_name, "0123456789abcdef") != SHA256_DIGITS)
+                continue;
+            char *path = qd_fs_join(folder, e->d_name);
+            if (path && (h.n == 0 || !bsearch(e->d_name, h.text, h.n, sizeof *h.text, by_text))) {
+                sv_log(SV_WARN, "orphan_removed", "file", path, NULL);
+                qd_fs_remove_tree(path, NULL);
+            }
+            qd_free(path);
+        }
+        if (dir)
+            closedir(dir);
+        qd_free(folder);
+    }
+    qd_free(h.text);
+    return st;
+}
+
 static qd_status open_store(app *a, qd_err *err)
 {
     char *path = NULL, text[16];
@@ -83,6 +164,8 @@ static qd_status open_store(app *a, qd_err *err)
     if (!st)
         st = sv_store_open(path, &a->store, err);
     qd_free(path);
+    if (!st)
+        st = sweep_models(a, err);
     if (!st)
         st = sv_workers_reclaim(a->store, &reclaimed, err);
     if (!st && reclaimed > 0) {

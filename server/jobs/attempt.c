@@ -163,6 +163,8 @@ void sv_attempt_run(const sv_attempt *a)
     if ((st = qd_fs_remove_tree(t.dir, &err)) || (st = qd_fs_mkdirs(t.dir, &err)) || (st = qd_run_check(&t.run, &err)))
         goto out;
     st = kind->run(&t, &result, &err);
+    if (!st && a->job->attempt > 1)
+        sv_task_sweep(&t);
 out:
     conclude(a, &t, st, err.text, result);
     if (t.dir)

@@ -56,6 +56,10 @@ void sv_reporter_catch_up(sv_reporter *r);
 /* --- task.c --- */
 /* What a failed run is called in the error object, instead of the name of its status. Takes the reference; figures may be NULL. */
 void sv_task_error(sv_task *t, const char *code, json_t *figures);
+/* A line for the job's own log, which its owner reads. */
+void sv_task_log(sv_task *t, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* Removes files of this job that no row names: an earlier attempt died between file and row, or its file was replaced. */
+void sv_task_sweep(const sv_task *t);
 char *sv_data_path(const sv_settings *s, const char *a, const char *b); /* data_dir/a/b, b may be NULL; qd_free */
 
 /* --- attempt.c: one claimed job, from its lease to its end --- */

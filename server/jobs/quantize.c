@@ -208,6 +208,8 @@ static qd_status make_bundle(work *w, qd_err *err)
     if (st)
         goto out;
     qd_run_progress(&t->run, "save", NULL, 2, 2);
+    sv_task_log(t, "bundle of %llu bytes written and read back: %d layers in integers, %d left in float",
+                (unsigned long long)w->file_bytes, w->layers_quantized, w->layers_float);
 out:
     qd_graph_free(g);
     return st;
@@ -403,6 +405,9 @@ static qd_status run(sv_task *t, json_t **result, qd_err *err)
     if (st)
         goto out;
     qd_run_progress(&t->run, "load", NULL, 1, 1);
+    sv_task_log(t, "%s: %lld parameters, pictures of %lldx%lld, %d diffusion steps", t->model->name,
+                (long long)qd_graph_param_count(w.reference.graph), (long long)w.reference.width,
+                (long long)w.reference.height, w.reference.schedule->train_steps);
     if ((st = make_bundle(&w, err)) || (st = measure(&w, err)))
         goto out;
     const sv_pair_ask ask = { .reference = &w.reference,

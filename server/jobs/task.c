@@ -1,7 +1,9 @@
 /* task.c - what a running job leaves in the world: artifacts, pictures, models; each file first, its row after. */
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -135,6 +137,57 @@ out:
     qd_free(path);
     qd_free(folder);
     return st;
+}
+
+void sv_task_log(sv_task *t, const char *fmt, ...)
+{
+    char text[512];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof text, fmt, ap);
+    va_end(ap);
+    sv_reporter_event(t->reporter, "log", json_pack("{s:s}", "message", text));
+}
+
+/* Is this file, relative to the data folder, named by a row of the job? */
+static bool is_known(const char *path, const sv_artifact_row *artifacts, int n_artifacts, const sv_sample_row *samples,
+                     int n_samples)
+{
+    for (int k = 0; k < n_artifacts; k++)
+        if (strcmp(path, artifacts[k].path) == 0)
+            return true;
+    for (int k = 0; k < n_samples; k++)
+        if (strcmp(path, samples[k].path) == 0)
+            return true;
+    return false;
+}
+
+void sv_task_sweep(const sv_task *t)
+{
+    static const char *const parts[] = { "artifacts", "samples" };
+    sv_artifact_row *artifacts = NULL;
+    sv_sample_row *samples = NULL;
+    int n_artifacts = 0, n_samples = 0;
+
+    if (sv_artifacts_list(t->store, t->job->id, &artifacts, &n_artifacts, NULL) ||
+        sv_samples_list(t->store, t->job->id, &samples, &n_samples, NULL))
+        goto out; /* what cannot be told apart stays */
+    for (int p = 0; p < 2; p++) {
+        char *folder = qd_asprintf("%s/jobs/%s/%s", t->settings->data_dir, t->job->id, parts[p]);
+        DIR *dir = folder ? opendir(folder) : NULL;
+        for (struct dirent *e = dir ? readdir(dir) : NULL; e; e = readdir(dir)) {
+            char *path = qd_asprintf("jobs/%s/%s/%s", t->job->id, parts[p], e->d_name);
+            if (path && e->d_name[0] != '.' && !is_known(path, artifacts, n_artifacts, samples, n_samples))
+                unlinkat(dirfd(dir), e->d_name, 0);
+            qd_free(path);
+        }
+        if (dir)
+            closedir(dir);
+        qd_free(folder);
+    }
+out:
+    sv_artifact_rows_free(artifacts, n_artifacts);
+    sv_sample_rows_free(samples, n_samples);
 }
 
 /* One more name for the same bytes where links work, a copy where they do not. */

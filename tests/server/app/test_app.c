@@ -105,10 +105,22 @@ static void one_daemon_for_each_folder(void **state)
     char *scratch = qd_fs_join(data, "tmp/job_dead-1"), *half = qd_fs_join(data, "tmp/job_dead-1/half");
     check_ok(qd_fs_mkdirs(scratch, &err), &err);
     check_ok(qd_fs_write(half, "half", 4, &err), &err);
+    /* A model's file without a row, and a file that is not ours. */
+    static const char hash[] = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+    char orphan[700], mine[600];
+    char *models = qd_fs_join(data, "models");
+    check_ok(qd_fs_mkdirs(models, &err), &err);
+    snprintf(orphan, sizeof orphan, "%s/models/%s.safetensors", data, hash);
+    snprintf(mine, sizeof mine, "%s/models/README", data);
+    check_ok(qd_fs_write(orphan, "x", 1, &err), &err);
+    check_ok(qd_fs_write(mine, "x", 1, &err), &err);
+    qd_free(models);
     const sv_settings s = settings_at(data);
 
     const pid_t pid = serve(&s, line);
     assert_non_null(strstr(line, data));
+    assert_false(qd_fs_exists(orphan));
+    assert_true(qd_fs_exists(mine));
     healthz(port_of(line), answer);
     assert_non_null(strstr(answer, " 200 "));
     /* What an attempt of a dead daemon left is gone, and a second daemon is told why it may not start. */

@@ -447,12 +447,21 @@ static void a_dead_daemons_job_goes_on(void **state)
         skip();
     submit(&p, "sample", p.model, "{\"count\":1,\"steps\":2}", "", id);
     check_ok(sv_jobs_claim(p.store, "dead", sv_now_ms(), 3600 * 1000, &dead, &err), &err);
+    /* It died between a file and its row. */
+    char folder[700], orphan[800];
+    snprintf(folder, sizeof folder, "%s/jobs/%s/artifacts", p.data, id);
+    snprintf(orphan, sizeof orphan, "%s/leftover", folder);
+    check_ok(qd_fs_mkdirs(folder, &err), &err);
+    check_ok(qd_fs_write(orphan, "x", 1, &err), &err);
     check_ok(sv_workers_reclaim(p.store, &reclaimed, &err), &err);
     assert_int_equal(reclaimed, 1);
     check_ok(sv_workers_start(&p.settings, p.store, p.bus, &w, &err), &err);
     wait_for(&p, id, false, &job);
     assert_string_equal(job.status, "succeeded");
     assert_int_equal(job.attempt, 2);
+    assert_false(qd_fs_exists(orphan));
+    size_t size;
+    qd_free(artifact(&p, id, "samples.png", &size)); /* what has a row is still there */
     /* The dead one may say nothing any more. */
     check_fails(sv_jobs_finish(p.store, id, dead.fence, "failed", "", "", sv_now_ms(), NULL, &err), QD_E_CONFLICT, NULL,
                 &err);
