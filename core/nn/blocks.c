@@ -57,6 +57,28 @@ qd_node_id qd_net_linear(qd_net *net, const char *name, const char *file, qd_nod
     return qd_graph_add(net->graph, &qd_op_linear, name, QD_IN(x, w, b), QD_NO_ATTRS);
 }
 
+qd_node_id qd_net_matrix(qd_net *net, const char *name, qd_node_id x, int64_t in, int64_t out)
+{
+    if (x < 0)
+        return -1;
+    const qd_node_id w = constant(net, name, NULL, ".weight", QD_SHAPE(out, in), QD_INIT_UNIFORM, in);
+    return w < 0 ? -1 : qd_graph_add(net->graph, &qd_op_linear, name, QD_IN(x, w), QD_NO_ATTRS);
+}
+
+qd_node_id qd_net_layer_norm(qd_net *net, const char *name, qd_node_id x, int64_t width)
+{
+    if (x < 0)
+        return -1;
+    const qd_node_id w = constant(net, name, NULL, ".weight", QD_SHAPE(width), QD_INIT_ONE, 1);
+    if (w < 0)
+        return -1;
+    const qd_node_id b = constant(net, name, NULL, ".bias", QD_SHAPE(width), QD_INIT_ZERO, 1);
+    if (b < 0)
+        return -1;
+    return qd_graph_add(net->graph, &qd_op_layer_norm, name, QD_IN(x, w, b),
+                        QD_ATTRS(QD_INT("axes", 1), QD_FLOAT("eps", 1e-5)));
+}
+
 qd_feature qd_net_conv(qd_net *net, const char *name, qd_feature x, int64_t out, int64_t kernel, int64_t stride,
                        const int64_t pads[4])
 {
@@ -114,11 +136,11 @@ qd_node_id qd_net_embedding(qd_net *net, const char *name, qd_node_id index, int
     return qd_graph_add(net->graph, &qd_op_embedding, name, QD_IN(index, table), QD_NO_ATTRS);
 }
 
-qd_node_id qd_net_time_mlp(qd_net *net, const char *name, qd_node_id x, int64_t in, int64_t width)
+qd_node_id qd_net_time_mlp(qd_net *net, const char *name, const qd_op *act, qd_node_id x, int64_t in, int64_t width)
 {
     char n1[QD_NN_NAME], n2[QD_NN_NAME];
     qd_node_id h = qd_net_linear(net, join(n1, name, ".linear_1"), NULL, x, in, width);
-    h = h < 0 ? -1 : unary(net, &qd_op_silu, name, ".act", h);
+    h = h < 0 ? -1 : unary(net, act, name, ".act", h);
     return qd_net_linear(net, join(n2, name, ".linear_2"), NULL, h, width, width);
 }
 
@@ -249,12 +271,36 @@ static qd_node_id projection(qd_net *net, const char *block, int which, qd_node_
     return qd_net_linear(net, name, is_old ? old : NULL, x, in, out);
 }
 
+qd_node_id qd_net_to_tokens(qd_net *net, const char *name, qd_feature x)
+{
+    char n[QD_NN_NAME];
+    if (x.id < 0)
+        return -1;
+    const qd_node_id t = qd_graph_add(net->graph, &qd_op_permute, join(n, name, ".to_tokens"), QD_IN(x.id),
+                                      QD_ATTRS(qd_attr_ints("perm", 4, (const int64_t[]){ 0, 2, 3, 1 })));
+    return qd_graph_add(net->graph, &qd_op_reshape, join(n, name, ".tokens"), QD_IN(t),
+                        QD_ATTRS(qd_attr_ints("shape", 3, (const int64_t[]){ 0, x.height * x.width, x.channels })));
+}
+
+qd_feature qd_net_to_image(qd_net *net, const char *name, qd_node_id tokens, qd_feature like)
+{
+    char n[QD_NN_NAME];
+    if (tokens < 0)
+        return FAILED;
+    const qd_node_id t = qd_graph_add(
+        net->graph, &qd_op_reshape, join(n, name, ".from_tokens"), QD_IN(tokens),
+        QD_ATTRS(qd_attr_ints("shape", 4, (const int64_t[]){ 0, like.height, like.width, like.channels })));
+    like.id = qd_graph_add(net->graph, &qd_op_permute, join(n, name, ".image"), QD_IN(t),
+                           QD_ATTRS(qd_attr_ints("perm", 4, (const int64_t[]){ 0, 3, 1, 2 })));
+    return like;
+}
+
 qd_feature qd_net_attention(qd_net *net, const char *name, qd_feature x, int64_t head_dim, int64_t groups, double scale)
 {
     char n[QD_NN_NAME];
     if (x.id < 0)
         return FAILED;
-    const int64_t c = x.channels, tokens = x.height * x.width, heads = c / head_dim;
+    const int64_t c = x.channels, heads = c / head_dim;
     if (heads < 1) {
         qd_graph_fail(net->graph, QD_E_INVALID, "attention_head_dim %lld is wider than the %lld channels of '%s'",
                       (long long)head_dim, (long long)c, name);
@@ -265,12 +311,7 @@ qd_feature qd_net_attention(qd_net *net, const char *name, qd_feature x, int64_t
     qd_feature h = x;
     if (groups)
         h = qd_net_group_norm(net, join(n, name, ".group_norm"), x, groups);
-    if (h.id < 0)
-        return FAILED;
-    qd_node_id t = qd_graph_add(net->graph, &qd_op_permute, join(n, name, ".to_tokens"), QD_IN(h.id),
-                                QD_ATTRS(qd_attr_ints("perm", 4, (const int64_t[]){ 0, 2, 3, 1 })));
-    t = qd_graph_add(net->graph, &qd_op_reshape, join(n, name, ".tokens"), QD_IN(t),
-                     QD_ATTRS(qd_attr_ints("shape", 3, (const int64_t[]){ 0, tokens, c })));
+    qd_node_id t = qd_net_to_tokens(net, name, h);
     const qd_node_id q = projection(net, name, 0, t, c, inner);
     const qd_node_id k = projection(net, name, 1, t, c, inner);
     const qd_node_id v = projection(net, name, 2, t, c, inner);
@@ -279,13 +320,8 @@ qd_feature qd_net_attention(qd_net *net, const char *name, qd_feature x, int64_t
     t = qd_graph_add(net->graph, &qd_op_attention, join(n, name, ".attention"), QD_IN(q, k, v),
                      QD_ATTRS(QD_INT("heads", heads), QD_FLOAT("scale", 1.0 / sqrt((double)head_dim))));
     t = projection(net, name, 3, t, inner, c);
-    if (t < 0)
-        return FAILED;
-    t = qd_graph_add(net->graph, &qd_op_reshape, join(n, name, ".from_tokens"), QD_IN(t),
-                     QD_ATTRS(qd_attr_ints("shape", 4, (const int64_t[]){ 0, x.height, x.width, c })));
-    t = qd_graph_add(net->graph, &qd_op_permute, join(n, name, ".image"), QD_IN(t),
-                     QD_ATTRS(qd_attr_ints("perm", 4, (const int64_t[]){ 0, 3, 1, 2 })));
-    x.id = residual(net, name, t, x.id, scale);
+    h = qd_net_to_image(net, name, t, x);
+    x.id = residual(net, name, h.id, x.id, scale);
     return x;
 }
 

@@ -1,5 +1,6 @@
 /* weights.c - where builders get their tensors: a file, chance, or nothing at all. */
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -12,8 +13,10 @@ typedef enum source_kind { SOURCE_FILE, SOURCE_RANDOM, SOURCE_BLANK } source_kin
 typedef struct source_entry {
     const char *name; // lent by the weights
     const qd_tensor *tensor;
-    bool taken;
+    unsigned taken; // which of its three parts; TAKEN_ALL for a tensor that has none
 } source_entry;
+
+#define TAKEN_ALL 7u
 
 struct qd_weight_source {
     source_kind kind;
@@ -21,6 +24,9 @@ struct qd_weight_source {
     uint64_t seed;
     source_entry *entries; // [n], sorted by name
     int n;
+    qd_weight_locate locate; // NULL = names as they are
+    const void *locate_ctx;
+    char scope[QD_NN_NAME]; // leftovers count below this prefix only
 };
 
 static int by_name(const void *a, const void *b)
@@ -88,7 +94,8 @@ qd_status qd_weight_source_used_up(const qd_weight_source *s, qd_err *err)
     int left = 0;
     const char *first = NULL;
     for (int k = 0; k < s->n; k++)
-        if (!s->entries[k].taken && left++ == 0)
+        if (s->entries[k].taken != TAKEN_ALL && strncmp(s->entries[k].name, s->scope, strlen(s->scope)) == 0 &&
+            left++ == 0)
             first = s->entries[k].name;
     if (left)
         return qd_fail(err, QD_E_FORMAT, "the network has no place for tensor '%s' of the file (%d such tensor%s)",
@@ -96,9 +103,37 @@ qd_status qd_weight_source_used_up(const qd_weight_source *s, qd_err *err)
     return QD_OK;
 }
 
+void qd_weight_source_rename(qd_weight_source *s, qd_weight_locate locate, const void *ctx, const char *scope)
+{
+    s->locate = locate;
+    s->locate_ctx = ctx;
+    snprintf(s->scope, sizeof(s->scope), "%s", scope);
+}
+
+bool qd_weight_source_is_file(const qd_weight_source *s)
+{
+    return s->kind == SOURCE_FILE;
+}
+
+const qd_tensor *qd_weight_source_peek(const qd_weight_source *s, const char *file_name)
+{
+    const source_entry *e = entry_find(s, file_name);
+    return e ? e->tensor : NULL;
+}
+
+/* Where the file keeps what builders call `name`. */
+static bool find_place(const qd_weight_source *s, const char *name, qd_weight_place *out)
+{
+    *out = (qd_weight_place){ .heads = 0 };
+    if (s->locate)
+        return s->locate(s->locate_ctx, name, out);
+    return (size_t)snprintf(out->name, sizeof(out->name), "%s", name) < sizeof(out->name);
+}
+
 bool qd_weight_source_has(const qd_weight_source *s, const char *name)
 {
-    return entry_find(s, name) != NULL;
+    qd_weight_place place;
+    return find_place(s, name, &place) && entry_find(s, place.name);
 }
 
 static qd_status scan_finite(const qd_tensor *t, const char *name, qd_err *err)
@@ -112,38 +147,84 @@ static qd_status scan_finite(const qd_tensor *t, const char *name, qd_err *err)
     return QD_OK;
 }
 
+/* Is `have` what is wanted? A file with names of its own may keep 1x1 convolutions where linear layers are meant. */
+static bool shape_fits(const qd_weight_source *s, const qd_shape *have, const qd_shape *want)
+{
+    qd_shape cut = *have;
+    while (s->locate && cut.rank > want->rank && cut.dim[cut.rank - 1] == 1)
+        cut.rank--;
+    return qd_shape_equal(&cut, want);
+}
+
+/* The tensor of the file as f32 where the processor can read it; shared when it is both already. */
+static qd_status open_f32(const qd_weight_source *s, const source_entry *e, qd_tensor *out, qd_err *err)
+{
+    if (e->tensor->dtype == QD_F16 || e->tensor->dtype == QD_BF16)
+        return qd_tensor_cast(out, e->tensor, QD_F32, s->budget, err);
+    if ((uintptr_t)e->tensor->data % sizeof(float)) /* a mapped file may put it anywhere */
+        return qd_tensor_copy(out, e->tensor, s->budget, err);
+    qd_tensor_share(out, e->tensor);
+    return QD_OK;
+}
+
+/* One of the three that lie head by head in *t, which becomes it. */
+static qd_status pick_part(const qd_weight_source *s, const qd_weight_place *place, const qd_shape *shape, qd_tensor *t,
+                           qd_err *err)
+{
+    qd_tensor one = { 0 };
+    qd_status st = qd_tensor_init(&one, QD_F32, shape, s->budget, err);
+    if (st)
+        return st;
+    const int64_t block = qd_tensor_count(&one) / place->heads; /* elements of a head's rows */
+    for (int64_t h = 0; h < place->heads; h++)
+        memcpy(qd_f32(&one) + h * block, qd_f32(t) + (3 * h + place->part) * block, (size_t)block * sizeof(float));
+    qd_tensor_clear(t);
+    *t = one;
+    return QD_OK;
+}
+
 static qd_status take_file(qd_weight_source *s, const char *name, const qd_shape *shape, qd_tensor *out, qd_err *err)
 {
     char have[96], want[96];
-    source_entry *e = entry_find(s, name);
+    qd_weight_place place;
+    qd_shape full = *shape;
+    if (!find_place(s, name, &place))
+        return qd_fail(err, QD_E_NOT_FOUND, "files of this kind have no tensor '%s'", name);
+    if (place.heads) {
+        if (full.dim[0] % place.heads)
+            return qd_fail(err, QD_E_INVALID, "the %lld rows of '%s' cannot be shared by %lld heads",
+                           (long long)full.dim[0], name, (long long)place.heads);
+        full.dim[0] *= 3;
+    }
+    const unsigned taken = place.heads ? 1u << place.part : TAKEN_ALL;
+    source_entry *e = entry_find(s, place.name);
     if (!e)
-        return qd_fail(err, QD_E_NOT_FOUND, "the file has no tensor '%s' (wanted: f32 %s)", name,
-                       qd_shape_text(shape, want, sizeof(want)));
-    if (e->taken)
-        return qd_fail(err, QD_E_INTERNAL, "tensor '%s' is asked for twice", name);
-    if (!qd_shape_equal(&e->tensor->shape, shape))
-        return qd_fail(err, QD_E_FORMAT, "tensor '%s' has shape %s, the config asks for %s", name,
-                       qd_shape_text(&e->tensor->shape, have, sizeof(have)), qd_shape_text(shape, want, sizeof(want)));
+        return qd_fail(err, QD_E_NOT_FOUND, "the file has no tensor '%s' (wanted: f32 %s)", place.name,
+                       qd_shape_text(&full, want, sizeof(want)));
+    if (e->taken & taken)
+        return qd_fail(err, QD_E_INTERNAL, "tensor '%s' is asked for twice", place.name);
+    if (!shape_fits(s, &e->tensor->shape, &full))
+        return qd_fail(err, QD_E_FORMAT, "tensor '%s' has shape %s, the config asks for %s", place.name,
+                       qd_shape_text(&e->tensor->shape, have, sizeof(have)), qd_shape_text(&full, want, sizeof(want)));
+    if (e->tensor->dtype != QD_F32 && e->tensor->dtype != QD_F16 && e->tensor->dtype != QD_BF16)
+        return qd_fail(err, QD_E_UNSUPPORTED, "tensor '%s' is %s; weights must be f32, f16 or bf16", place.name,
+                       qd_dtype_name(e->tensor->dtype));
 
     qd_tensor t = { 0 };
-    qd_status st = QD_OK;
-    if (e->tensor->dtype == QD_F16 || e->tensor->dtype == QD_BF16)
-        st = qd_tensor_cast(&t, e->tensor, QD_F32, s->budget, err);
-    else if (e->tensor->dtype != QD_F32)
-        return qd_fail(err, QD_E_UNSUPPORTED, "tensor '%s' is %s; weights must be f32, f16 or bf16", name,
-                       qd_dtype_name(e->tensor->dtype));
-    else if ((uintptr_t)e->tensor->data % sizeof(float)) /* a mapped file may put it anywhere */
-        st = qd_tensor_copy(&t, e->tensor, s->budget, err);
-    else
-        qd_tensor_share(&t, e->tensor);
-    if (st)
-        return qd_fail_in(err, st, "tensor '%s'", name);
-    st = scan_finite(&t, name, err);
+    qd_status st = open_f32(s, e, &t, err);
+    if (!st && place.heads)
+        st = pick_part(s, &place, shape, &t, err);
+    if (st) {
+        qd_tensor_clear(&t);
+        return qd_fail_in(err, st, "tensor '%s'", place.name);
+    }
+    t.shape = *shape; /* without trailing ones */
+    st = scan_finite(&t, place.name, err);
     if (st) {
         qd_tensor_clear(&t);
         return st;
     }
-    e->taken = true;
+    e->taken |= taken;
     *out = t;
     return QD_OK;
 }

@@ -3,7 +3,8 @@
 
 #include "nn/nn_int.h"
 
-const qd_network_kind *const qd_network_kinds[] = { &qd_kind_unet2d, NULL };
+const qd_network_kind *const qd_network_kinds[] = { &qd_kind_unet2d, &qd_kind_unet2d_condition, &qd_kind_autoencoder_kl,
+                                                    NULL };
 
 const qd_network_kind *qd_network_kind_find(const char *name)
 {

@@ -40,9 +40,9 @@ static inline void look(void *ctx, qd_node_id id, const float *data, const qd_sh
     }
 }
 
-/* The graph's only output for `batch` samples; inputs f32 in the graph's order. Values inside are compared on the way. */
-static inline void run_graph(const qd_graph *g, const qd_backend *backend, int64_t batch, const void *const *inputs,
-                             float *out, peek *inside, int n_inside)
+/* The graph's outputs for `batch` samples; inputs f32 in the graph's order. Values inside are compared on the way. */
+static inline void run_graph_many(const qd_graph *g, const qd_backend *backend, int64_t batch,
+                                  const void *const *inputs, void *const *outs, peek *inside, int n_inside)
 {
     qd_err err = { 0 };
     qd_plan *plan = NULL;
@@ -69,10 +69,18 @@ static inline void run_graph(const qd_graph *g, const qd_backend *backend, int64
                                 .observe = look,
                                 .observe_ctx = &all };
     check_ok(qd_plan_compile(g, &o, &plan, &err), &err);
-    check_ok(qd_plan_run(plan, NULL, inputs, (void *[]){ out }, &err), &err);
+    check_ok(qd_plan_run(plan, NULL, inputs, outs, &err), &err);
     qd_plan_free(plan);
     for (int k = 0; k < n_inside; k++)
         assert_int_equal(inside[k].seen, 1);
+}
+
+/* Of a graph with one output. */
+static inline void run_graph(const qd_graph *g, const qd_backend *backend, int64_t batch, const void *const *inputs,
+                             float *out, peek *inside, int n_inside)
+{
+    assert_int_equal(qd_graph_outputs(g), 1);
+    run_graph_many(g, backend, batch, inputs, (void *[]){ out }, inside, n_inside);
 }
 
 static inline qd_config *parse_config(const char *text)
@@ -90,8 +98,11 @@ static inline qd_graph *blank_graph(const char *config)
     qd_weight_source *s = NULL;
     qd_graph *g = NULL;
     qd_config *c = parse_config(config);
+    const char *name = NULL;
     check_ok(qd_weight_source_blank(&s, &err), &err);
-    check_ok(qd_network_kind_find("UNet2DModel")->build(c, s, NULL, &g, &err), &err);
+    check_ok(qd_config_string(c, "_class_name", &name, &err), &err);
+    assert_non_null(qd_network_kind_find(name));
+    check_ok(qd_network_kind_find(name)->build(c, s, NULL, &g, &err), &err);
     qd_weight_source_free(s);
     qd_config_free(c);
     return g;

@@ -1,11 +1,7 @@
 /* test_unet2d.c - every option of UNet2DModel against PyTorch, the published parameter totals, configs that must be refused. */
-#include "run_graph.h"
+#include "golden_nets.h"
 
-#include <math.h>
-#include <stdio.h>
 #include <stdlib.h>
-
-#include "graph/op.h"
 
 static qd_weights *golden;
 static qd_meta *golden_meta;
@@ -24,63 +20,6 @@ static int close_golden(void **state)
     qd_weights_free(golden);
     qd_meta_free(golden_meta);
     return 0;
-}
-
-/* The weights of the golden networks: fill() of make_unet.py. */
-static void fill(const char *name, const qd_tensor *t)
-{
-    uint32_t h = 2166136261u;
-    for (const char *c = name; *c; c++)
-        h = (h ^ (uint8_t)*c) * 16777619u;
-    const size_t length = strlen(name);
-    const bool weight = length > 7 && strcmp(name + length - 7, ".weight") == 0;
-    const int64_t n = qd_tensor_count(t);
-    double scale = 1.0;
-    if (t->shape.rank > 1)
-        scale = 1.7 / sqrt((double)(n / t->shape.dim[0]));
-    for (int64_t k = 0; k < n; k++) {
-        uint32_t v = h + (uint32_t)k * 2654435761u;
-        v ^= v >> 16;
-        v *= 0x7FEB352Du;
-        v ^= v >> 15;
-        v *= 0x846CA68Bu;
-        v ^= v >> 16;
-        const double u = v / 2147483648.0 - 1.0;
-        qd_f32(t)[k] = (float)(t->shape.rank > 1 ? u * scale : weight ? 1.0 + 0.3 * u : 0.2 * u);
-    }
-}
-
-/* A weight file for that config: the names and shapes the builder asks a blank source for. */
-static qd_weights *filled_weights(const char *config)
-{
-    qd_err err = { 0 };
-    qd_weights *w = NULL;
-    qd_graph *g = blank_graph(config);
-    check_ok(qd_weights_new(&w, &err), &err);
-    for (int k = 0; k < qd_graph_size(g); k++) {
-        const qd_node *n = qd_graph_node(g, k);
-        if (n->op != &qd_op_const)
-            continue;
-        qd_tensor t = { 0 };
-        check_ok(qd_tensor_init(&t, QD_F32, &n->shape, NULL, &err), &err);
-        fill(n->name, &t);
-        check_ok(qd_weights_add(w, n->name, &t, &err), &err);
-        qd_tensor_clear(&t);
-    }
-    qd_graph_free(g);
-    return w;
-}
-
-static qd_status build_status(const char *config, const qd_weights *w, const qd_run *run, qd_graph **g, qd_err *err)
-{
-    qd_config *c = parse_config(config);
-    const qd_model m = { .weights = (qd_weights *)w, .config = c };
-    qd_role role = QD_ROLE_OTHER;
-    qd_status st = qd_zoo_build(&m, run, g, &role, err);
-    if (!st)
-        assert_int_equal(role, QD_ROLE_DENOISER);
-    qd_config_free(c);
-    return st;
 }
 
 static const qd_tensor *golden_of(const char *name, const char *what)

@@ -314,6 +314,7 @@ def trained(folder):
     save(os.path.join(HERE, "fmnist.safetensors"), out, {"model": "fmnist-ddpm-unet", "seed": str(SEED)})
 
 
-with torch.no_grad():
-    small_networks()
-    trained(sys.argv[1])
+if __name__ == "__main__":
+    with torch.no_grad():
+        small_networks()
+        trained(sys.argv[1])
