@@ -92,8 +92,10 @@ static void add_manifest(json_t *o, const qd_model *m)
     const json_t *bits = json_object_get(json_object_get(manifest, "params"), "weight_bits");
     if (json_is_integer(bits) && json_integer_value(bits) >= 2 && json_integer_value(bits) <= 8)
         json_object_set_new(o, "weight_bits", json_integer(json_integer_value(bits)));
-    if (json_is_object(manifest))
+    if (json_is_object(manifest)) {
+        json_object_del(manifest, "layers"); /* a row each; whoever wants them reads the bundle */
         json_object_set(o, "manifest", manifest);
+    }
     json_decref(manifest);
 }
 

@@ -160,6 +160,7 @@ static void quantize_then_sample(void **state)
     const json_t *manifest = json_object_get(summary, "manifest");
     assert_string_equal(json_string_value(json_object_get(manifest, "method")), "mse");
     assert_int_equal(json_integer_value(json_object_get(manifest, "seed")), 7);
+    assert_null(json_object_get(manifest, "layers")); /* in the bundle, and too long for a summary */
     json_decref(summary);
     sv_model_row_clear(&row);
 
