@@ -381,6 +381,13 @@ static inline void client_subscribe(client *c, const char *job, int64_t after)
     client_say(c, text);
 }
 
+/* Subscribe to a job that has just begun to run, and wait until the log is read and the bus feeds us. */
+static inline void client_follow(client *c, const char *job)
+{
+    client_subscribe(c, job, 1);
+    client_expect(c, "event", "state", job, 2);
+}
+
 static inline void given_wait(given *g)
 {
     for (int i = 0; i < 500 && !atomic_load(&g->closed); i++)

@@ -114,8 +114,7 @@ static void a_gap_is_read_from_the_log(void **state)
     const int64_t fence = live_job(&l, "job_1");
     client_open(&c, &l, &g, NULL, 0);
     client_hello(&c, "[]");
-    client_subscribe(&c, "job_1", 2);
-    client_expect_quiet(&c);
+    client_follow(&c, "job_1");
     live_say(&l, "job_1", fence, "log", "{}", NULL);
     client_expect(&c, "event", "log", "job_1", 3);
     for (int i = 0; i < 5; i++) /* stored, never published */
@@ -146,8 +145,7 @@ static void a_lost_end_is_found(void **state)
     const int64_t fence = live_job(&l, "job_1");
     client_open(&c, &l, &g, NULL, 0);
     client_hello(&c, "[]");
-    client_subscribe(&c, "job_1", 2);
-    client_expect_quiet(&c);
+    client_follow(&c, "job_1");
     check_ok(sv_jobs_finish(l.store, "job_1", fence, "failed", NULL, NULL, 3000, NULL, &err),
              &err); /* and nobody told the bus */
     client_expect(&c, "event", "state", "job_1", 3);
@@ -259,8 +257,7 @@ static void samples_wait_for_acks(void **state)
     const int64_t fence = live_job(&l, "job_1");
     client_open(&c, &l, &g, NULL, 0);
     client_hello(&c, "[\"binary_samples\"]");
-    client_subscribe(&c, "job_1", 2);
-    client_expect_quiet(&c);
+    client_follow(&c, "job_1");
     for (int round = 0; round < 2; round++) {
         char text[64];
         for (int i = 0; i < 12; i++)
@@ -307,8 +304,7 @@ static void frames_only_for_those_who_asked(void **state)
     const int64_t fence = live_job(&l, "job_1");
     client_open(&c, &l, &g, NULL, 0);
     client_hello(&c, "[\"layers\"]");
-    client_subscribe(&c, "job_1", 2);
-    client_expect_quiet(&c);
+    client_follow(&c, "job_1");
     live_say(&l, "job_1", fence, "sample", "{}", "frame");
     client_expect(&c, "event", "sample", "job_1", 3);
     client_expect_quiet(&c);
@@ -321,29 +317,32 @@ static void progress_is_thinned(void **state)
     live l;
     client c;
     given g;
-    sv_tuning t = live_tuning();
+    qd_err err = { 0 };
     int got = 0;
     int64_t seq = 0;
 
-    t.slow_ms = 300;
-    live_start(&l, &t, plain);
+    live_start(&l, NULL, plain);
     const int64_t fence = live_job(&l, "job_1");
     client_open(&c, &l, &g, NULL, 0);
     client_hello(&c, "[]");
-    client_subscribe(&c, "job_1", 2);
-    client_expect_quiet(&c);
+    client_follow(&c, "job_1");
     for (int i = 0; i < 20; i++)
-        live_say(&l, "job_1", fence, "progress", "{}", NULL);
+        check_ok(sv_events_add(l.store, "job_1", fence, 1, "progress", "{}", 2000, NULL, &err), &err);
+    for (int i = 0; i < 20; i++) /* at once: storing takes its time */
+        live_publish(&l, "job_1", 3 + i, "progress", "{}", NULL);
     while (seq < 22) { /* two at once, and the newest when its time has come */
         seq = client_expect(&c, "event", "progress", "job_1", -1);
         got++;
     }
     assert_int_equal(got, 3);
     /* Of a held one and a later state only the state is left: numbers never step back. */
-    live_say(&l, "job_1", fence, "metric", "{}", NULL);
-    live_say(&l, "job_1", fence, "metric", "{}", NULL);
-    live_say(&l, "job_1", fence, "metric", "{}", NULL);
-    live_finish(&l, "job_1", fence);
+    for (int i = 0; i < 3; i++)
+        check_ok(sv_events_add(l.store, "job_1", fence, 1, "metric", "{}", 2000, NULL, &err), &err);
+    check_ok(sv_jobs_finish(l.store, "job_1", fence, "succeeded", NULL, "{}", 3000, NULL, &err), &err);
+    for (int i = 0; i < 3; i++)
+        live_publish(&l, "job_1", 23 + i, "metric", "{}", NULL);
+    live_publish(&l, "job_1", 26, "state", "{}", NULL);
+    live_publish(&l, "job_1", 27, "end", "{}", NULL);
     client_expect(&c, "event", "metric", "job_1", 23);
     client_expect(&c, "event", "metric", "job_1", 24);
     client_expect(&c, "event", "state", "job_1", 26);
@@ -370,8 +369,7 @@ static void a_slow_reader_gets_one_reset(void **state)
     const int64_t fence = live_job(&l, "job_1");
     client_open(&c, &l, &g, NULL, 0);
     client_hello(&c, "[]");
-    client_subscribe(&c, "job_1", 2);
-    client_expect_quiet(&c);
+    client_follow(&c, "job_1");
     snprintf(data, sizeof data, "{\"text\":\"%04000d\"}", 0);
     for (int i = 0; i < 300; i++) /* 1.2 MB: the socket holds some 200 kB, the queue 64 kB */
         newest = live_say(&l, "job_1", fence, "log", data, NULL);
