@@ -57,6 +57,8 @@ extern const sv_tuning sv_tuning_default;
 
 #define SV_WINDOW_MAX 32 /* room for sv_tuning.window */
 
+#define SV_EARLY_MAX 8
+
 /* --- one job followed by one socket --- */
 typedef struct sv_track {
     uint64_t id;     /* names it to works in flight, which may outlive it */
@@ -73,6 +75,8 @@ typedef struct sv_track {
         int64_t sent_ms[2];     /* when the last two went out, older first */
         const sv_message *held; /* the newest one waiting for its turn, or NULL */
     } slow[2];       /* progress, metric */
+    const sv_message *early[SV_EARLY_MAX]; /* samples heard of before their events were read from the log */
+    int n_early;
     struct sv_track *next;
 } sv_track;
 
@@ -158,14 +162,32 @@ void sv_ops_message(sv_peer *p, bool binary, const uint8_t *data, size_t n);
 void sv_ops_error(sv_peer *p, int http_status, const char *code, const char *title, const char *detail, const char *job);
 void sv_ops_fail(sv_peer *p, const qd_err *err, const char *job); /* the same from a status and its words */
 
-/* ws_feed.c */
+/* ws_track.c */
 sv_track *sv_feed_find(sv_peer *p, const char *job);
+void sv_feed_clear(sv_peer *p);
+sv_track *sv_track_by_id(sv_peer *p, uint64_t id);
+sv_track *sv_track_add(sv_peer *p, const char *job, int64_t last); /* NULL: out of memory, or too many by name */
+void sv_track_remove(sv_peer *p, sv_track *t);
+void sv_track_end(sv_peer *p, sv_track *t); /* its end was sent; t may be gone afterwards */
+void sv_track_drop_held(sv_track *t);
+void sv_track_drop_early(sv_track *t);
+void sv_track_add_early(sv_peer *p, sv_track *t, const sv_message *m);
+void sv_track_send_early(sv_peer *p, sv_track *t);
+bool sv_peer_is_full(const sv_peer *p, size_t more); /* would `more` bytes pass the queue's limit? */
+void sv_send_envelope(sv_peer *p, const char *op, const char *envelope);
+void sv_send_event(sv_peer *p, const char *type, const char *envelope); /* op "event", or "end" for that type */
+void sv_send_end(sv_peer *p, const sv_track *t);
+void sv_send_frame(sv_peer *p, const sv_message *m); /* or not: see there */
+
+/* ws_read.c: ask the pool for the next piece, or for a reset when behind; nothing while the queue to the client is full. */
+void sv_read_start(sv_peer *p, sv_track *t);
+
+/* ws_feed.c */
 void sv_feed_follow(sv_peer *p, const char *job, int64_t after); /* job "*" = all */
 void sv_feed_unfollow(sv_peer *p, const char *job);
 void sv_feed_message(sv_peer *p, const sv_message *m); /* from the bus */
 void sv_feed_ack(sv_peer *p, const char *job, int64_t seq);
 void sv_feed_tick(sv_peer *p, int64_t now_ms);
 void sv_feed_drained(sv_peer *p); /* bytes were written: go on where the queue was full */
-void sv_feed_clear(sv_peer *p);
 
 #endif

@@ -312,6 +312,35 @@ static void frames_only_for_those_who_asked(void **state)
     live_end(&l);
 }
 
+/* A gap in the bus sends the reader to the log, which has no pictures: they wait for their events. */
+static void pictures_survive_a_gap(void **state)
+{
+    live l;
+    client c;
+    given g;
+    qd_err err = { 0 };
+    int64_t seq = 0;
+
+    live_start(&l, NULL, plain);
+    const int64_t fence = live_job(&l, "job_1");
+    client_open(&c, &l, &g, NULL, 0);
+    client_hello(&c, "[\"binary_samples\"]");
+    client_follow(&c, "job_1");
+    for (int i = 0; i < 3; i++) {
+        check_ok(sv_events_add(l.store, "job_1", fence, 1, "log", "{}", 2000, NULL, &err), &err); /* nobody is told */
+        check_ok(sv_events_add(l.store, "job_1", fence, 1, "sample", "{}", 2000, &seq, &err), &err);
+        live_publish(&l, "job_1", seq, "sample", "{}", "picture");
+        client_expect(&c, "event", "log", "job_1", seq - 1);
+        client_expect(&c, "event", "sample", "job_1", seq);
+        const told *t = client_next_in(&c, 5000);
+        assert_non_null(t);
+        assert_int_equal(t->opcode, WSLAY_BINARY_FRAME);
+        assert_string_equal(t->text, "picture");
+    }
+    client_free(&c);
+    live_end(&l);
+}
+
 static void progress_is_thinned(void **state)
 {
     live l;
@@ -477,13 +506,21 @@ static void cancel_answers(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(hello_comes_first),         cmocka_unit_test(nonsense_gets_words_and_the_socket_stays),
-        cmocka_unit_test(replay_then_live_then_end), cmocka_unit_test(a_gap_is_read_from_the_log),
-        cmocka_unit_test(a_lost_end_is_found),       cmocka_unit_test(numbers_from_elsewhere_reset),
-        cmocka_unit_test(star_follows_every_job),    cmocka_unit_test(unsubscribe_is_silence),
-        cmocka_unit_test(samples_wait_for_acks),     cmocka_unit_test(frames_only_for_those_who_asked),
-        cmocka_unit_test(progress_is_thinned),       cmocka_unit_test(a_slow_reader_gets_one_reset),
-        cmocka_unit_test(a_long_replay_is_complete), cmocka_unit_test(cancel_answers),
+        cmocka_unit_test(hello_comes_first),
+        cmocka_unit_test(nonsense_gets_words_and_the_socket_stays),
+        cmocka_unit_test(replay_then_live_then_end),
+        cmocka_unit_test(a_gap_is_read_from_the_log),
+        cmocka_unit_test(a_lost_end_is_found),
+        cmocka_unit_test(numbers_from_elsewhere_reset),
+        cmocka_unit_test(star_follows_every_job),
+        cmocka_unit_test(unsubscribe_is_silence),
+        cmocka_unit_test(samples_wait_for_acks),
+        cmocka_unit_test(frames_only_for_those_who_asked),
+        cmocka_unit_test(pictures_survive_a_gap),
+        cmocka_unit_test(progress_is_thinned),
+        cmocka_unit_test(a_slow_reader_gets_one_reset),
+        cmocka_unit_test(a_long_replay_is_complete),
+        cmocka_unit_test(cancel_answers),
     };
     setenv("CMOCKA_TEST_ABORT", "1", 1); /* a failed test leaves its loop running on a stack that is gone */
     return cmocka_run_group_tests(tests, NULL, NULL);
