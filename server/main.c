@@ -404,7 +404,8 @@ static int run_version(const command *c, int argc, char **argv)
     const char *core = getenv("OPENBLAS_CORETYPE");
     printf("quantd %s\n", SV_VERSION);
     printf("instruction set    %s%s\n", qd_isa_name(qd_cpu_isa()), qd_cpu_has_vnni() ? " with VNNI" : "");
-    printf("OpenBLAS core type %s\n", core ? core : "chosen by the library");
+    printf("OpenBLAS core type %s\n",
+           core ? core : "chosen by the library"); /* what was asked for; `libraries` says what came of it */
     printf("backends          ");
     for (int k = 0; qd_backends[k]; k++)
         printf(" %s%s", qd_backend_name(qd_backends[k]), qd_backends[k] == qd_backend_default() ? " (default)" : "");

@@ -67,6 +67,7 @@ void qd_cpu_prepare(char **argv)
     bool changed = false;
     if (qd_cpu_isa() == QD_ISA_AVX512)
         changed |= set_default("OPENBLAS_CORETYPE", "SkylakeX");
+    changed |= set_default("OPENBLAS_NUM_THREADS", "1");
     if (!getenv("OMP_WAIT_POLICY"))
         changed |= set_default("GOMP_SPINCOUNT", "3000");
     if (changed)

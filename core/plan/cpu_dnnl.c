@@ -304,14 +304,6 @@ qd_status qd_conv_run(qd_plan *p, qd_conv *c, qd_err *err)
     return st ? dnnl_fail(err, st, c->name, "run") : QD_OK;
 }
 
-qd_status qd_dnnl_gemm(float *dst, const float *a, const float *b, int64_t m, int64_t n, int64_t k, int64_t stride_dst,
-                       int64_t stride_a, int64_t stride_b, bool trans_b, float alpha)
-{
-    return dnnl_sgemm('N', trans_b ? 'T' : 'N', m, n, k, alpha, a, stride_a, b, stride_b, 0.0f, dst, stride_dst)
-               ? QD_E_INTERNAL
-               : QD_OK;
-}
-
 static char libraries[128];
 static pthread_once_t libraries_once = PTHREAD_ONCE_INIT;
 
@@ -336,8 +328,8 @@ static void describe_libraries(void)
     for (size_t k = 0; k < sizeof(names) / sizeof(names[0]); k++)
         if (names[k].isa == dnnl_get_effective_cpu_isa())
             isa = names[k].name;
-    snprintf(libraries, sizeof(libraries), "oneDNN %d.%d.%d (%s), own loops (%s)", v->major, v->minor, v->patch, isa,
-             qd_simd_get()->name);
+    snprintf(libraries, sizeof(libraries), "oneDNN %d.%d.%d (%s), OpenBLAS (%s), own loops (%s)", v->major, v->minor,
+             v->patch, isa, qd_blas_core(), qd_simd_get()->name);
 }
 
 const char *qd_plan_libraries(void)

@@ -1,8 +1,10 @@
 /* cpu_gemm.c - products of matrices: few rows against large weights, attention, batched matmul.
  *
  * Work is cut into pieces by shape alone; threads only share the pieces out, so results do not depend on their number. */
+#include <cblas.h>
 #include <math.h>
 #include <omp.h>
+#include <pthread.h>
 #include <string.h>
 
 #include "base/par.h"
@@ -11,6 +13,28 @@
 #define OUTPUTS_PER_PIECE 32
 #define QUERIES_PER_PIECE 64
 #define ROWS_PER_PIECE 128
+
+static pthread_once_t blas_once = PTHREAD_ONCE_INIT;
+
+/* Each product runs on the thread of its piece. */
+static void make_blas_single(void)
+{
+    openblas_set_num_threads(1);
+}
+
+const char *qd_blas_core(void)
+{
+    return openblas_get_corename();
+}
+
+/* dst [m, n] = alpha a [m, k] b (b [k, n], or [n, k] when trans_b), row-major with strides. OpenBLAS: on the small shapes of attention it
+ * is up to 1.4 times as fast as oneDNN's sgemm, on large ones they are equal within a tenth. */
+static void product(float *dst, const float *a, const float *b, int64_t m, int64_t n, int64_t k, int64_t stride_dst,
+                    int64_t stride_a, int64_t stride_b, bool trans_b, float alpha)
+{
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, trans_b ? CblasTrans : CblasNoTrans, (blasint)m, (blasint)n, (blasint)k,
+                alpha, a, (blasint)stride_a, b, (blasint)stride_b, 0.0f, dst, (blasint)stride_dst);
+}
 
 /* --- few rows --- */
 
@@ -70,7 +94,6 @@ typedef struct attention_state {
     const float *q, *k, *v;
     float *dst, *scores; // [threads][QUERIES_PER_PIECE][s]
     int64_t chunks;      /* of queries */
-    int failed[1];
 } attention_state;
 
 static void attention_piece(void *ctx, int64_t i)
@@ -84,12 +107,10 @@ static void attention_piece(void *ctx, int64_t i)
     const float *k = w->k + sample * a->s * a->c + head * width, *v = w->v + sample * a->s * a->c + head * width;
     float *scores = w->scores + (int64_t)omp_get_thread_num() * QUERIES_PER_PIECE * a->s;
 
-    if (qd_dnnl_gemm(scores, q, k, queries, a->s, width, a->s, a->c, a->c, true, a->scale))
-        __atomic_store_n(w->failed, 1, __ATOMIC_RELAXED);
+    product(scores, q, k, queries, a->s, width, a->s, a->c, a->c, true, a->scale);
     w->simd->softmax(scores, queries, a->s, (size_t)a->s);
-    if (qd_dnnl_gemm(w->dst + (sample * a->t + first) * a->c + head * width, scores, v, queries, width, a->s, a->c,
-                     a->s, a->c, false, 1.0f))
-        __atomic_store_n(w->failed, 1, __ATOMIC_RELAXED);
+    product(w->dst + (sample * a->t + first) * a->c + head * width, scores, v, queries, width, a->s, a->c, a->s, a->c,
+            false, 1.0f);
 }
 
 static qd_status run_attention(qd_plan *p, qd_step *s, qd_err *err)
@@ -100,10 +121,9 @@ static qd_status run_attention(qd_plan *p, qd_step *s, qd_err *err)
     w->v = qd_plan_data(p, w->a.v);
     w->dst = qd_plan_data(p, s->out);
     w->scores = qd_plan_scratch(p, s);
-    w->failed[0] = 0;
-    omp_set_num_threads(1); /* each product on the thread of its piece */
+    pthread_once(&blas_once, make_blas_single);
     qd_par_for(s->threads, w->a.n * w->a.heads * w->chunks, attention_piece, w);
-    return w->failed[0] ? qd_fail(err, QD_E_INTERNAL, "'%s': a matrix product failed", s->name) : QD_OK;
+    return QD_OK;
 }
 
 qd_status qd_add_attention_step(qd_plan *p, const qd_attention_step *a, qd_err *err)
@@ -121,7 +141,7 @@ qd_status qd_add_attention_step(qd_plan *p, const qd_attention_step *a, qd_err *
     w->chunks = (a->t + QUERIES_PER_PIECE - 1) / QUERIES_PER_PIECE;
     s->state = w;
     s->run = run_attention;
-    s->impl = "sgemm";
+    s->impl = "openblas";
     s->macs = a->macs;
     s->threads = qd_threads_for(p, (double)a->macs);
     qd_step_reads(s, a->q);
@@ -139,7 +159,6 @@ typedef struct matmul_state {
     int64_t batch, m, n, k, chunks;
     bool trans_b;
     float alpha;
-    int failed;
 } matmul_state;
 
 static void matmul_piece(void *ctx, int64_t i)
@@ -147,9 +166,8 @@ static void matmul_piece(void *ctx, int64_t i)
     matmul_state *w = ctx;
     const int64_t b = i / w->chunks, first = i % w->chunks * ROWS_PER_PIECE;
     const int64_t rows = w->m - first < ROWS_PER_PIECE ? w->m - first : ROWS_PER_PIECE;
-    if (qd_dnnl_gemm(w->dst + (b * w->m + first) * w->n, w->a + (b * w->m + first) * w->k, w->b + b * w->k * w->n, rows,
-                     w->n, w->k, w->n, w->k, w->trans_b ? w->k : w->n, w->trans_b, w->alpha))
-        __atomic_store_n(&w->failed, 1, __ATOMIC_RELAXED);
+    product(w->dst + (b * w->m + first) * w->n, w->a + (b * w->m + first) * w->k, w->b + b * w->k * w->n, rows, w->n,
+            w->k, w->n, w->k, w->trans_b ? w->k : w->n, w->trans_b, w->alpha);
 }
 
 static qd_status run_matmul(qd_plan *p, qd_step *s, qd_err *err)
@@ -158,10 +176,9 @@ static qd_status run_matmul(qd_plan *p, qd_step *s, qd_err *err)
     w->a = qd_plan_data(p, w->va);
     w->b = qd_plan_data(p, w->vb);
     w->dst = qd_plan_data(p, s->out);
-    w->failed = 0;
-    omp_set_num_threads(1);
+    pthread_once(&blas_once, make_blas_single);
     qd_par_for(s->threads, w->batch * w->chunks, matmul_piece, w);
-    return w->failed ? qd_fail(err, QD_E_INTERNAL, "'%s': a matrix product failed", s->name) : QD_OK;
+    return QD_OK;
 }
 
 qd_status qd_add_matmul_step(qd_plan *p, const char *name, qd_value_id a, qd_value_id b, qd_value_id out, int64_t batch,
@@ -179,7 +196,7 @@ qd_status qd_add_matmul_step(qd_plan *p, const char *name, qd_value_id a, qd_val
     w->chunks = (m + ROWS_PER_PIECE - 1) / ROWS_PER_PIECE;
     s->state = w;
     s->run = run_matmul;
-    s->impl = "sgemm";
+    s->impl = "openblas";
     s->macs = batch * m * n * k;
     s->threads = qd_threads_for(p, (double)s->macs);
     qd_step_reads(s, a);

@@ -102,9 +102,8 @@ qd_status qd_conv_bind(qd_conv *c, void *src, void *dst, void *scratch, qd_err *
 qd_status qd_conv_run(qd_plan *p, qd_conv *c, qd_err *err);
 /* Does u8 x s8 add up exactly here? Without VNNI pairs of products saturate in 16 bits unless |weight| <= 64. */
 bool qd_dnnl_exact_int8(void);
-/* dst [m, n] = alpha a [m, k] b (b [k, n], or [n, k] when trans_b), row-major with strides; one thread. */
-qd_status qd_dnnl_gemm(float *dst, const float *a, const float *b, int64_t m, int64_t n, int64_t k, int64_t stride_dst,
-                       int64_t stride_a, int64_t stride_b, bool trans_b, float alpha);
+/* The kernels OpenBLAS has chosen: "SkylakeX", "Haswell", ... */
+const char *qd_blas_core(void);
 /* Threads worth waking for that many multiply-adds of f32 (or float-sized elementary operations). */
 int qd_threads_for(const qd_plan *p, double work);
 

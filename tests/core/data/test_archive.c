@@ -24,7 +24,8 @@ static const char *in(const char *dir, const char *name)
     static int next;
     char *path = ring[next++ % 4];
 
-    snprintf(path, PATH_BYTES, "%s/%s", dir, name);
+    const int n = snprintf(path, PATH_BYTES, "%s/%s", dir, name);
+    assert_in_range(n, 0, PATH_BYTES - 1);
     return path;
 }
 
