@@ -4,7 +4,7 @@
 #include "nn/nn_int.h"
 
 const qd_network_kind *const qd_network_kinds[] = { &qd_kind_unet2d, &qd_kind_unet2d_condition, &qd_kind_autoencoder_kl,
-                                                    NULL };
+                                                    &qd_kind_ldm, NULL };
 
 const qd_network_kind *qd_network_kind_find(const char *name)
 {
@@ -48,6 +48,18 @@ static qd_role role_of_graph(const qd_graph *g)
     return sample && timestep ? QD_ROLE_DENOISER : QD_ROLE_OTHER;
 }
 
+static qd_status no_config(const qd_weights *w, qd_err *err)
+{
+    static const char *const ldm_names[] = { "model.diffusion_model.input_blocks.0.0.weight",
+                                             "diffusion_model.input_blocks.0.0.weight", "input_blocks.0.0.weight" };
+    for (int k = 0; w && k < 3; k++)
+        if (qd_weights_find(w, ldm_names[k]))
+            return qd_fail(err, QD_E_UNSUPPORTED,
+                           "the model has weights of latent diffusion but no config.json: put one beside it that says "
+                           "{\"_class_name\": \"UNetModel\", \"image_size\": .., \"num_heads\": ..}");
+    return qd_fail(err, QD_E_UNSUPPORTED, "the model has weights but no config.json: its network is unknown");
+}
+
 qd_status qd_zoo_build(const qd_model *m, const qd_run *run, qd_graph **graph, qd_role *role, qd_err *err)
 {
     if (m->graph) {
@@ -57,7 +69,7 @@ qd_status qd_zoo_build(const qd_model *m, const qd_run *run, qd_graph **graph, q
         return st;
     }
     if (!m->config)
-        return qd_fail(err, QD_E_UNSUPPORTED, "the model has weights but no config.json: its network is unknown");
+        return no_config(m->weights, err);
 
     const qd_network_kind *kind;
     qd_weight_source *weights = NULL;
