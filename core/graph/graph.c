@@ -201,7 +201,7 @@ qd_node_id qd_graph_input(qd_graph *g, const char *name, qd_dtype dtype, const q
                                                                      : "without rank");
         return -1;
     }
-    if ((unsigned)dtype >= QD_DTYPE_COUNT || dtype == QD_I4) {
+    if ((unsigned)dtype >= QD_DTYPE_COUNT || qd_dtype_bits(dtype) < 8) {
         qd_graph_fail(g, QD_E_INVALID, "input '%s' must have a dtype of whole bytes", name);
         return -1;
     }

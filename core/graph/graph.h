@@ -15,7 +15,7 @@ typedef int32_t qd_node_id; /* -1 = none: an optional input left out */
 #define QD_MAX_ATTRS 16
 #define QD_MAX_NAME 200    /* bytes of a node's or output's name */
 #define QD_MAX_NODES 65536 /* of one graph */
-#define QD_MAX_OUTPUTS 256
+#define QD_MAX_OUTPUTS 4096
 
 typedef struct qd_op qd_op;
 typedef struct qd_graph qd_graph;
@@ -102,6 +102,18 @@ qd_status qd_graph_prune(const qd_graph *g, qd_graph **out, qd_err *err);
 qd_status qd_graph_cost(const qd_graph *g, const qd_shape *input_shapes, int n_inputs, int64_t *macs, qd_err *err);
 int64_t qd_graph_param_count(const qd_graph *g);
 size_t qd_graph_param_bytes(const qd_graph *g);
+
+/* Reverse mode (autograd.c): a copy of g, every node under its id, followed by the nodes of the backward pass; the outputs of g,
+ * followed by one for each of wrt, in that order, named QD_GRADIENT_PREFIX and the node's name: the derivative of `loss` (f32 without
+ * axes) by that node, of its shape; zeros when the loss does not depend on it. g needs no output of its own.
+ *
+ * wrt may be any f32 nodes; parameters that are trained are inputs of the graph, given anew at every run of the plan, so that an
+ * optimizer may change them in place between runs, while constants may be folded and packed and stay.
+ *
+ * QD_E_UNSUPPORTED naming the first node on the way that has no rule, with its reason. Holds for every batch. */
+#define QD_GRADIENT_PREFIX "d."
+qd_status qd_graph_gradient(const qd_graph *g, qd_node_id loss, const qd_node_id *wrt, int n_wrt, qd_graph **out,
+                            qd_err *err);
 
 /* A listing a person can read, one node a line, appended to b. */
 struct qd_buf;

@@ -22,6 +22,16 @@ typedef struct qd_operand {
     const qd_tensor *value;
 } qd_operand;
 
+/* What a backward rule is given and gives: it adds nodes to `graph` (qd_back_add of op_int.h names them) that make the derivative of
+ * the loss by each input that is wanted, out of that by the node's value, dy. */
+typedef struct qd_backward {
+    qd_graph *graph;
+    const qd_node *node;
+    qd_node_id id, dy;            /* the node's value; the derivative of the loss by it, of the same shape */
+    bool want[QD_MAX_INPUTS];     /* that input is f32 and leads to something asked for */
+    qd_node_id dx[QD_MAX_INPUTS]; /* out, of the shape of that input; -1 (as it comes) = zero */
+} qd_backward;
+
 struct qd_op {
     const char *name; /* "conv2d"; also in bundles: never renamed */
     const char *summary;
@@ -39,6 +49,10 @@ struct qd_op {
 
     /* Multiply-adds of one call, for operands that infer accepted; INT64_MAX when there are more. NULL counts as 0. */
     int64_t (*macs)(const qd_node *n, const qd_operand *in, const qd_shape *out);
+
+    /* Derivatives as nodes (autograd.c); a failure sticks to the graph. NULL where `no_gradient` says why there is none. */
+    void (*backward)(qd_backward *b);
+    const char *no_gradient;
 };
 
 extern const qd_op *const qd_ops[]; /* NULL-terminated: the table */
@@ -69,6 +83,8 @@ extern const qd_op
                           head -> [N, T, C] */
     qd_op_timestep,    /* (t [N] f32 or i64) -> [N, dim] f32; attrs dim, flip_sin_to_cos, freq_shift, max_period: diffusion_models.md 2.1 */
     qd_op_embedding,   /* (index [N] i64 or f32, table [V, D]) -> [N, D]; an index outside 0..V-1 is held at the nearer end, NaN at 0 */
+    /* op_codebook.c */
+    qd_op_codebook,    /* (x [N, D, ..], table [V, D]) -> like x: at each place the row nearest in L2, the first of equals; for NaN row 0 */
     /* op_func.c: functions of one value */
     qd_op_sqrt, qd_op_exp, qd_op_log, qd_op_abs, qd_op_erf, qd_op_sin, qd_op_cos,
     qd_op_leaky_relu,  /* attr slope of the negative side */
@@ -101,9 +117,40 @@ extern const qd_op
                           zero; attrs scale, zero, bits 2..8, symmetric */
     qd_op_dequantize,  /* (codes) -> f32: (q - zero) * scale; attrs scale, zero */
     qd_op_fake_quant,  /* (x, divisor?) -> f32: dequantize(quantize(x)); attrs as quantize, bits 2..16 */
-    qd_op_qconv2d,     /* (codes, weight I8 [O, C/g, kh, kw], wscale [O], bias?) -> f32: (x_scale * wscale_o) * sum (q - x_zero) w + bias;
-                          attrs of conv2d and x_scale, x_zero; padding means real zero; at most QD_K_MAX_PRODUCTS products in a sum */
-    qd_op_qlinear;     /* (codes [.., I], weight I8 [O, I], wscale [O], bias?) -> f32; attrs x_scale, x_zero; I <= QD_K_MAX_PRODUCTS */
+    qd_op_qconv2d,     /* (codes, weight I8, I6 or I4 [O, C/g, kh, kw], wscale, bias?) -> f32; attrs of conv2d and x_scale, x_zero, group_size.
+                          group_size 0: wscale [O], (x_scale * wscale_o) * sum (q - x_zero) w + bias. Else wscale [O, ceil(C/g / group_size)]:
+                          input channel c of a filter goes by scale c / group_size, the sums of each scale are exact and are added up as
+                          floats. Padding means real zero; at most QD_K_MAX_PRODUCTS products to an output */
+    qd_op_qlinear,     /* (codes [.., I], weight I8, I6 or I4 [O, I], wscale, bias?) -> f32; attrs x_scale, x_zero, group_size */
+    /* op_grad_spatial.c: batch norm that learns */
+    qd_op_batch_norm_stats, /* (x [N, C, ..]) -> [2, C]: mean and biased variance over batch and space */
+    qd_op_batch_norm_train, /* (x, weight [C], bias [C], stats [2, C] = batch_norm_stats of this x); attr eps. Its derivative by x has
+                          that through the statistics in it */
+    /* op_learn.c: quantizers that learn */
+    qd_op_learned_quant, /* (x, scale [1] or [C] > 0); attrs bits 2..16, symmetric, axis of the scales, pass_all: clamp(rne(x / s)) s. Straight
+                          through by x in range (everywhere with pass_all), LSQ by scale */
+    qd_op_soft_round,    /* (v): AdaRound's h(v) = clamp(sigmoid(v) (hi - lo) + lo, 0, 1); attrs lo, hi: qncd.md 6.1 */
+    /* op_grad.c, op_grad_shape.c: what differentiation is made of. `like` operands give their shape alone. */
+    qd_op_detach,      /* (x): x, through which no gradient flows */
+    qd_op_less,        /* (a, b): 1 where a < b, 1/2 where equal, else 0 */
+    qd_op_unary_grad,  /* (dy, x); attr of, a qd_unary: dy f'(x) */
+    qd_op_clip_grad, qd_op_leaky_relu_grad,     /* (dy, x); attrs of clip, leaky_relu */
+    qd_op_softmax_grad, qd_op_log_softmax_grad, /* (dy, y); attr axis */
+    qd_op_linear_grad_input, qd_op_linear_grad_weight, /* (dy [.., O], weight [O, I]) -> [.., I]; (dy [.., O], x [.., I]) -> [O, I] */
+    qd_op_sum_like,    /* (dy, like): summed to the shape of like, which broadcasts to dy's */
+    qd_op_reshape_like, /* (x, like) */
+    qd_op_reduce_grad, /* (dy, like); attrs axes, mean: dy repeated along axes to like's shape */
+    qd_op_slice_grad, qd_op_gather_grad, qd_op_concat_grad, qd_op_pad_grad, /* (dy, like); (dy, index, like); (dy, parts .., part); (dy) */
+    qd_op_conv2d_grad_input, qd_op_conv2d_grad_weight, /* (dy, weight, like x); (dy, x, like weight); attrs of conv2d */
+    qd_op_avg_pool_grad, qd_op_max_pool_grad,   /* (dy, x); attrs of the pools */
+    qd_op_group_norm_grad, qd_op_group_norm_grad_weight, /* (dy, x, weight?) by x; (dy, x) -> [C]; attrs of group_norm */
+    qd_op_layer_norm_grad, qd_op_layer_norm_grad_weight, /* the same over the last axes */
+    qd_op_batch_norm_stats_grad, /* (dstats, x, stats) */
+    qd_op_batch_norm_train_grad, /* (dy, x, weight, stats, sums); attr eps */
+    qd_op_batch_norm_train_sums, /* (dy, x, stats) -> [2, C]: sums of dy and of dy (x - mean) / sqrt(var + eps); attr eps */
+    qd_op_batch_norm_sums,       /* the same by (dy, x, mean, var) */
+    qd_op_learned_quant_grad, qd_op_learned_quant_grad_scale, /* (dy, x, scale); attrs bits, symmetric, axis */
+    qd_op_soft_round_grad, qd_op_fake_quant_grad; /* (dy, v); (dy, x, divisor?) */
 /* clang-format on */
 
 #endif

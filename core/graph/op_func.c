@@ -31,7 +31,8 @@ static void func_forward(const qd_node *n, const qd_tensor *const *in, qd_tensor
                                .min_inputs = 1,                                                                        \
                                .max_inputs = 1,                                                                        \
                                .infer = func_infer,                                                                    \
-                               .forward = func_forward }
+                               .forward = func_forward,                                                                \
+                               .backward = qd_back_unary }
 FUNC(sqrt, "Square root; NaN below 0.");
 FUNC(exp, "e to the power of x.");
 FUNC(log, "Natural logarithm; NaN below 0.");
@@ -62,6 +63,7 @@ const qd_op qd_op_leaky_relu = {
     .max_inputs = 1,
     .infer = leaky_relu_infer,
     .forward = leaky_relu_forward,
+    .backward = qd_back_leaky_relu,
 };
 
 static qd_status cast_infer(const qd_node *n, const qd_operand *in, qd_dtype *dtype, qd_shape *shape, qd_err *err)
@@ -121,4 +123,5 @@ const qd_op qd_op_cast = {
     .max_inputs = 1,
     .infer = cast_infer,
     .forward = cast_forward,
+    .backward = qd_back_copy,
 };

@@ -73,6 +73,8 @@ static qd_status binary_infer(const qd_node *n, const qd_operand *in, qd_dtype *
 /* min and max give NaN where one side is NaN, as PyTorch does. */
 static float rarer(const qd_op *op, float x, float y)
 {
+    if (op == &qd_op_less)
+        return x < y ? 1.0f : x == y ? 0.5f : 0.0f;
     if (op == &qd_op_pow)
         return (float)pow(x, y);
     if (isnan(x) || isnan(y))
@@ -119,7 +121,8 @@ static void binary_forward(const qd_node *n, const qd_tensor *const *in, qd_tens
                                .min_inputs = 2,                                                                        \
                                .max_inputs = 2,                                                                        \
                                .infer = binary_infer,                                                                  \
-                               .forward = binary_forward }
+                               .forward = binary_forward,                                                              \
+                               .backward = qd_back_binary }
 BINARY(add, "Sum of two values, broadcast.");
 BINARY(sub, "Difference of two values, broadcast.");
 BINARY(mul, "Product of two values, broadcast.");
@@ -127,6 +130,16 @@ BINARY(div, "Quotient of two values, broadcast.");
 BINARY(pow, "The first value to the power of the second, broadcast.");
 BINARY(min, "The lesser of two values, broadcast.");
 BINARY(max, "The greater of two values, broadcast.");
+
+const qd_op qd_op_less = {
+    .name = "less",
+    .summary = "1 where the first value is less than the second, 1/2 where they are equal, else 0; broadcast.",
+    .min_inputs = 2,
+    .max_inputs = 2,
+    .infer = binary_infer,
+    .forward = binary_forward,
+    .no_gradient = "is a step: its derivative is zero wherever it exists",
+};
 
 /* --- one operand, same shape --- */
 
@@ -155,7 +168,8 @@ static void unary_forward(const qd_node *n, const qd_tensor *const *in, qd_tenso
                                .min_inputs = 1,                                                                        \
                                .max_inputs = 1,                                                                        \
                                .infer = same_infer,                                                                    \
-                               .forward = unary_forward }
+                               .forward = unary_forward,                                                               \
+                               .backward = qd_back_unary }
 UNARY(silu, "x * sigmoid(x).");
 UNARY(relu, "The positive part.");
 UNARY(gelu, "x times the normal distribution function of x, the exact (erf) form.");
@@ -189,6 +203,7 @@ const qd_op qd_op_affine = {
     .max_inputs = 1,
     .infer = affine_infer,
     .forward = affine_forward,
+    .backward = qd_back_affine,
 };
 
 static qd_status clip_infer(const qd_node *n, const qd_operand *in, qd_dtype *dtype, qd_shape *shape, qd_err *err)
@@ -215,6 +230,7 @@ const qd_op qd_op_clip = {
     .max_inputs = 1,
     .infer = clip_infer,
     .forward = clip_forward,
+    .backward = qd_back_clip,
 };
 
 static qd_status softmax_infer(const qd_node *n, const qd_operand *in, qd_dtype *dtype, qd_shape *shape, qd_err *err)
@@ -245,6 +261,7 @@ const qd_op qd_op_softmax = {
     .max_inputs = 1,
     .infer = softmax_infer,
     .forward = softmax_forward,
+    .backward = qd_back_softmax,
 };
 
 const qd_op qd_op_log_softmax = {
@@ -255,6 +272,7 @@ const qd_op qd_op_log_softmax = {
     .max_inputs = 1,
     .infer = softmax_infer,
     .forward = softmax_forward,
+    .backward = qd_back_softmax,
 };
 
 /* --- products --- */
@@ -327,6 +345,7 @@ const qd_op qd_op_matmul = {
     .infer = matmul_infer,
     .forward = matmul_forward,
     .macs = matmul_macs,
+    .backward = qd_back_matmul,
 };
 
 static qd_status linear_infer(const qd_node *n, const qd_operand *in, qd_dtype *dtype, qd_shape *shape, qd_err *err)
@@ -370,6 +389,7 @@ const qd_op qd_op_linear = {
     .infer = linear_infer,
     .forward = linear_forward,
     .macs = qd_macs_linear,
+    .backward = qd_back_linear,
 };
 
 static qd_status attention_infer(const qd_node *n, const qd_operand *in, qd_dtype *dtype, qd_shape *shape, qd_err *err)
@@ -427,6 +447,7 @@ const qd_op qd_op_attention = {
     .infer = attention_infer,
     .forward = attention_forward,
     .macs = attention_macs,
+    .backward = qd_back_attention,
 };
 
 /* --- embeddings --- */
@@ -491,6 +512,7 @@ const qd_op qd_op_timestep = {
     .max_inputs = 1,
     .infer = timestep_infer,
     .forward = timestep_forward,
+    .no_gradient = "a time is data: what is learned begins after it",
 };
 
 static qd_status embedding_infer(const qd_node *n, const qd_operand *in, qd_dtype *dtype, qd_shape *shape, qd_err *err)
@@ -530,4 +552,5 @@ const qd_op qd_op_embedding = {
     .max_inputs = 2,
     .infer = embedding_infer,
     .forward = embedding_forward,
+    .backward = qd_back_embedding,
 };

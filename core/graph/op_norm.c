@@ -42,6 +42,7 @@ const qd_op qd_op_group_norm = {
     .max_inputs = 3,
     .infer = group_norm_infer,
     .forward = group_norm_forward,
+    .backward = qd_back_group_norm,
 };
 
 static qd_status layer_norm_infer(const qd_node *n, const qd_operand *in, qd_dtype *dtype, qd_shape *shape, qd_err *err)
@@ -93,6 +94,7 @@ const qd_op qd_op_layer_norm = {
     .max_inputs = 3,
     .infer = layer_norm_infer,
     .forward = layer_norm_forward,
+    .backward = qd_back_layer_norm,
 };
 
 static qd_status batch_norm_infer(const qd_node *n, const qd_operand *in, qd_dtype *dtype, qd_shape *shape, qd_err *err)
@@ -124,4 +126,5 @@ const qd_op qd_op_batch_norm = {
     .max_inputs = 5,
     .infer = batch_norm_infer,
     .forward = batch_norm_forward,
+    .backward = qd_back_batch_norm,
 };

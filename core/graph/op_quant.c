@@ -11,13 +11,13 @@ void qd_node_code_range(const qd_node *n, int32_t *qmin, int32_t *qmax)
     *qmax = symmetric ? (1 << (bits - 1)) - 1 : (1 << bits) - 1;
 }
 
-/* Every value of a constant vector is finite, and > 0 where asked. Values that are not constants are not known yet. */
+/* Every value of a constant is finite, and > 0 where asked. Values that are not constants are not known yet. */
 static qd_status check_values(const qd_operand *in, int k, const char *what, bool positive, qd_err *err)
 {
     if (in[k].shape.rank < 0 || !in[k].value)
         return QD_OK;
     const float *v = qd_f32(in[k].value);
-    for (int64_t i = 0; i < in[k].shape.dim[0]; i++)
+    for (int64_t i = 0; i < qd_tensor_count(in[k].value); i++)
         if (!isfinite(v[i]) || (positive && !(v[i] > 0.0f)))
             return qd_fail(err, QD_E_INVALID, "%s[%lld] must be finite%s, got %g", what, (long long)i,
                            positive ? " and > 0" : "", (double)v[i]);
@@ -112,6 +112,7 @@ const qd_op qd_op_quantize = {
     .max_inputs = 2,
     .infer = quantize_infer,
     .forward = quantize_forward,
+    .no_gradient = "codes are whole numbers",
 };
 
 static qd_status fake_quant_infer(const qd_node *n, const qd_operand *in, qd_dtype *dtype, qd_shape *shape, qd_err *err)
@@ -145,6 +146,7 @@ const qd_op qd_op_fake_quant = {
     .max_inputs = 2,
     .infer = fake_quant_infer,
     .forward = fake_quant_forward,
+    .backward = qd_back_fake_quant,
 };
 
 /* Operand 0 holds codes, U8 or I8, and the attributes give their map; zero is one of the codes the dtype has. */
@@ -185,12 +187,34 @@ const qd_op qd_op_dequantize = {
     .max_inputs = 1,
     .infer = dequantize_infer,
     .forward = dequantize_forward,
+    .no_gradient = "codes are whole numbers: nothing flows into them",
 };
 
-/* What qconv2d and qlinear have beside their shapes: a scale for each output, a bias, and sums that fit an int32. */
-static qd_status layer_infer(const qd_operand *in, int64_t outputs, int64_t products, qd_err *err)
+/* The dtype a weight of codes may have as it is. */
+static qd_dtype weight_dtype(const qd_operand *in)
 {
-    qd_status st = qd_infer_vector(in, 2, "wscale", outputs, err);
+    return in[1].shape.rank >= 0 && qd_dtype_is_codes(in[1].dtype) ? in[1].dtype : QD_I8;
+}
+
+/* What qconv2d and qlinear have beside their shapes: scales, a bias, and sums that fit an int32. */
+static qd_status layer_infer(const qd_node *n, const qd_operand *in, int64_t outputs, int64_t channels,
+                             int64_t products, qd_err *err)
+{
+    qd_status st = qd_infer_int(n, "group_size", 0, QD_K_MAX_PRODUCTS, err);
+    if (st)
+        return st;
+    const int64_t group = qd_node_int(n, "group_size");
+    if (group) {
+        const qd_shape want = QD_SHAPE(outputs, qd_k_scales(channels, group));
+        char text[2][64];
+        st = qd_infer_operand(in, 2, "wscale", QD_F32, 2, 2, err);
+        if (!st && !qd_shape_equal(&in[2].shape, &want))
+            st = qd_fail(err, QD_E_INVALID, "wscale is %s, must be %s: a scale for each %lld of %lld channels",
+                         qd_shape_text(&in[2].shape, text[0], sizeof text[0]),
+                         qd_shape_text(&want, text[1], sizeof text[1]), (long long)group, (long long)channels);
+    } else {
+        st = qd_infer_vector(in, 2, "wscale", outputs, err);
+    }
     if (!st)
         st = check_values(in, 2, "wscale", false, err);
     if (!st)
@@ -205,21 +229,29 @@ static qd_status qconv2d_infer(const qd_node *n, const qd_operand *in, qd_dtype 
 {
     qd_status st = codes_infer(n, in, "x_scale", "x_zero", 4, 4, err);
     if (!st)
-        st = qd_infer_conv(n, in, QD_I8, shape, err);
+        st = qd_infer_conv(n, in, weight_dtype(in), shape, err);
     if (!st) {
         const int64_t *w = in[1].shape.dim;
-        st = layer_infer(in, w[0], w[1] * w[2] * w[3], err);
+        st = layer_infer(n, in, w[0], w[1], w[1] * w[2] * w[3], err);
     }
     *dtype = QD_F32;
     return st;
 }
 
+static qd_packed_weight weight_of(const qd_node *n, const qd_tensor *const *in)
+{
+    return (qd_packed_weight){ .codes = in[1]->data,
+                               .bits = (int)qd_dtype_bits(in[1]->dtype),
+                               .group = qd_node_int(n, "group_size"),
+                               .wscale = qd_f32(in[2]) };
+}
+
 static void qconv2d_forward(const qd_node *n, const qd_tensor *const *in, qd_tensor *out)
 {
     const qd_conv_shape s = qd_node_conv_shape(n, &in[0]->shape, &in[1]->shape, &out->shape);
-    qd_k_qconv2d(qd_f32(out), in[0]->data, in[0]->dtype == QD_I8, qd_i8(in[1]), qd_f32(in[2]),
-                 in[3] ? qd_f32(in[3]) : NULL, (float)qd_node_float(n, "x_scale"), (int32_t)qd_node_int(n, "x_zero"),
-                 &s);
+    const qd_packed_weight weight = weight_of(n, in);
+    qd_k_qconv2d_packed(qd_f32(out), in[0]->data, in[0]->dtype == QD_I8, &weight, in[3] ? qd_f32(in[3]) : NULL,
+                        (float)qd_node_float(n, "x_scale"), (int32_t)qd_node_int(n, "x_zero"), &s);
 }
 
 const qd_op qd_op_qconv2d = {
@@ -231,19 +263,21 @@ const qd_op qd_op_qconv2d = {
                                    { "groups", QD_ATTR_INT, 1, 0, "channels are split into so many groups" },
                                    { "x_scale", QD_ATTR_FLOAT, NAN, 0, "real units of one step of the codes, > 0" },
                                    { "x_zero", QD_ATTR_INT, 0, 0, "the code of 0.0" },
+                                   { "group_size", QD_ATTR_INT, 0, 0, "input channels that share a scale; 0 = all" },
                                    { NULL } },
     .min_inputs = 3,
     .max_inputs = 4,
     .infer = qconv2d_infer,
     .forward = qconv2d_forward,
     .macs = qd_macs_conv,
+    .no_gradient = "codes are whole numbers: nothing flows into them",
 };
 
 static qd_status qlinear_infer(const qd_node *n, const qd_operand *in, qd_dtype *dtype, qd_shape *shape, qd_err *err)
 {
     qd_status st = codes_infer(n, in, "x_scale", "x_zero", 1, QD_MAX_RANK, err);
     if (!st)
-        st = qd_infer_operand(in, 1, "weight", QD_I8, 2, 2, err);
+        st = qd_infer_operand(in, 1, "weight", weight_dtype(in), 2, 2, err);
     if (st)
         return st;
     qd_shape r = in[0].shape;
@@ -252,7 +286,7 @@ static qd_status qlinear_infer(const qd_node *n, const qd_operand *in, qd_dtype 
         return qd_fail(err, QD_E_INVALID, "codes have %lld features, weight wants %lld", (long long)r.dim[r.rank - 1],
                        (long long)features);
     r.dim[r.rank - 1] = outputs;
-    st = layer_infer(in, outputs, features, err);
+    st = layer_infer(n, in, outputs, features, features, err);
     if (!st)
         st = qd_infer_result(&r, err);
     *shape = r;
@@ -263,9 +297,10 @@ static qd_status qlinear_infer(const qd_node *n, const qd_operand *in, qd_dtype 
 static void qlinear_forward(const qd_node *n, const qd_tensor *const *in, qd_tensor *out)
 {
     const qd_shape *w = &in[1]->shape;
-    qd_k_qlinear(qd_f32(out), in[0]->data, in[0]->dtype == QD_I8, qd_i8(in[1]), qd_f32(in[2]),
-                 in[3] ? qd_f32(in[3]) : NULL, (float)qd_node_float(n, "x_scale"), (int32_t)qd_node_int(n, "x_zero"),
-                 qd_dims(&out->shape, 0, out->shape.rank - 1), w->dim[1], w->dim[0]);
+    const qd_packed_weight weight = weight_of(n, in);
+    qd_k_qlinear_packed(qd_f32(out), in[0]->data, in[0]->dtype == QD_I8, &weight, in[3] ? qd_f32(in[3]) : NULL,
+                        (float)qd_node_float(n, "x_scale"), (int32_t)qd_node_int(n, "x_zero"),
+                        qd_dims(&out->shape, 0, out->shape.rank - 1), w->dim[1], w->dim[0]);
 }
 
 const qd_op qd_op_qlinear = {
@@ -273,10 +308,12 @@ const qd_op qd_op_qlinear = {
     .summary = "linear on codes with integer sums, result in float.",
     .attrs = (const qd_op_attr[]){ { "x_scale", QD_ATTR_FLOAT, NAN, 0, "real units of one step of the codes, > 0" },
                                    { "x_zero", QD_ATTR_INT, 0, 0, "the code of 0.0" },
+                                   { "group_size", QD_ATTR_INT, 0, 0, "input channels that share a scale; 0 = all" },
                                    { NULL } },
     .min_inputs = 3,
     .max_inputs = 4,
     .infer = qlinear_infer,
     .forward = qlinear_forward,
     .macs = qd_macs_linear,
+    .no_gradient = "codes are whole numbers: nothing flows into them",
 };

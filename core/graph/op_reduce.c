@@ -86,7 +86,8 @@ static void reduce_forward(const qd_node *n, const qd_tensor *const *in, qd_tens
         .min_inputs = 1,                                                                                               \
         .max_inputs = 1,                                                                                               \
         .infer = reduce_infer,                                                                                         \
-        .forward = reduce_forward                                                                                      \
+        .forward = reduce_forward,                                                                                     \
+        .backward = qd_back_reduce                                                                                     \
     }
 REDUCE(mean, "Mean along axes.");
 REDUCE(sum, "Sum along axes.");

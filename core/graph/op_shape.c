@@ -78,6 +78,7 @@ const qd_op qd_op_reshape = {
     .max_inputs = 1,
     .infer = reshape_infer,
     .forward = reshape_forward,
+    .backward = qd_back_reshape,
 };
 
 static qd_status permute_infer(const qd_node *n, const qd_operand *in, qd_dtype *dtype, qd_shape *shape, qd_err *err)
@@ -138,6 +139,7 @@ const qd_op qd_op_permute = {
     .max_inputs = 1,
     .infer = permute_infer,
     .forward = permute_forward,
+    .backward = qd_back_permute,
 };
 
 static qd_status concat_infer(const qd_node *n, const qd_operand *in, qd_dtype *dtype, qd_shape *shape, qd_err *err)
@@ -190,6 +192,7 @@ const qd_op qd_op_concat = {
     .max_inputs = QD_MAX_INPUTS,
     .infer = concat_infer,
     .forward = concat_forward,
+    .backward = qd_back_concat,
 };
 
 static qd_status slice_infer(const qd_node *n, const qd_operand *in, qd_dtype *dtype, qd_shape *shape, qd_err *err)
@@ -248,6 +251,7 @@ const qd_op qd_op_slice = {
     .max_inputs = 1,
     .infer = slice_infer,
     .forward = slice_forward,
+    .backward = qd_back_slice,
 };
 
 static qd_status gather_infer(const qd_node *n, const qd_operand *in, qd_dtype *dtype, qd_shape *shape, qd_err *err)
@@ -294,6 +298,7 @@ const qd_op qd_op_gather = {
     .max_inputs = 2,
     .infer = gather_infer,
     .forward = gather_forward,
+    .backward = qd_back_gather,
 };
 
 static qd_status expand_infer(const qd_node *n, const qd_operand *in, qd_dtype *dtype, qd_shape *shape, qd_err *err)
@@ -353,6 +358,7 @@ const qd_op qd_op_expand = {
     .max_inputs = 2,
     .infer = expand_infer,
     .forward = expand_forward,
+    .backward = qd_back_expand,
 };
 
 static qd_status pad_infer(const qd_node *n, const qd_operand *in, qd_dtype *dtype, qd_shape *shape, qd_err *err)
@@ -420,4 +426,5 @@ const qd_op qd_op_pad = {
     .max_inputs = 1,
     .infer = pad_infer,
     .forward = pad_forward,
+    .backward = qd_back_pad,
 };

@@ -136,6 +136,7 @@ const qd_op qd_op_conv2d = {
     .infer = conv2d_infer,
     .forward = conv2d_forward,
     .macs = qd_macs_conv,
+    .backward = qd_back_conv2d,
 };
 
 /* Rows or columns of a transposed convolution's result. Everything is at most QD_MAX_WINDOW or QD_MAX_ELEMENTS: no overflow. */
@@ -218,6 +219,7 @@ const qd_op qd_op_conv_transpose2d = {
     .infer = conv_transpose2d_infer,
     .forward = conv_transpose2d_forward,
     .macs = conv_transpose2d_macs,
+    .backward = qd_back_conv_transpose2d,
 };
 
 static qd_status upsample_infer(const qd_node *n, const qd_operand *in, qd_dtype *dtype, qd_shape *shape, qd_err *err)
@@ -247,17 +249,14 @@ const qd_op qd_op_upsample = {
     .max_inputs = 1,
     .infer = upsample_infer,
     .forward = upsample_forward,
+    .backward = qd_back_upsample,
 };
 
-static qd_status pool_infer(const qd_node *n, const qd_operand *in, qd_dtype *dtype, qd_shape *shape, qd_err *err)
+qd_status qd_infer_pool(const qd_node *n, const qd_shape *x, qd_shape *shape, qd_err *err)
 {
-    qd_status st = qd_infer_operand(in, 0, "x", QD_F32, 4, 4, err);
-    if (!st)
-        st = qd_infer_ints(n, "kernel", 1, QD_MAX_WINDOW, err);
+    qd_status st = qd_infer_ints(n, "kernel", 1, QD_MAX_WINDOW, err);
     if (!st)
         st = qd_infer_ints(n, "pads", 0, QD_MAX_WINDOW, err);
-    if (!st && n->op == &qd_op_avg_pool)
-        st = qd_infer_int(n, "count_pad", 0, 1, err);
     if (st)
         return st;
     /* Then every window holds at least one pixel: a mean over none and a maximum of none do not exist. */
@@ -266,8 +265,16 @@ static qd_status pool_infer(const qd_node *n, const qd_operand *in, qd_dtype *dt
         if (pads[k] >= kernel[k % 2])
             return qd_fail(err, QD_E_INVALID, "pads[%d] must be smaller than the kernel's %lld, got %lld", k,
                            (long long)kernel[k % 2], (long long)pads[k]);
+    return qd_infer_window(n, x, x->dim[1], kernel[0], kernel[1], false, shape, err);
+}
+
+static qd_status pool_infer(const qd_node *n, const qd_operand *in, qd_dtype *dtype, qd_shape *shape, qd_err *err)
+{
+    qd_status st = qd_infer_operand(in, 0, "x", QD_F32, 4, 4, err);
+    if (!st && n->op == &qd_op_avg_pool)
+        st = qd_infer_int(n, "count_pad", 0, 1, err);
     *dtype = QD_F32;
-    return qd_infer_window(n, &in[0].shape, in[0].shape.dim[1], kernel[0], kernel[1], false, shape, err);
+    return st ? st : qd_infer_pool(n, &in[0].shape, shape, err);
 }
 
 static void avg_pool_forward(const qd_node *n, const qd_tensor *const *in, qd_tensor *out)
@@ -288,6 +295,7 @@ const qd_op qd_op_avg_pool = {
     .max_inputs = 1,
     .infer = pool_infer,
     .forward = avg_pool_forward,
+    .backward = qd_back_pool,
 };
 
 static void max_pool_forward(const qd_node *n, const qd_tensor *const *in, qd_tensor *out)
@@ -307,6 +315,7 @@ const qd_op qd_op_max_pool = {
     .max_inputs = 1,
     .infer = pool_infer,
     .forward = max_pool_forward,
+    .backward = qd_back_pool,
 };
 
 static qd_status global_avg_pool_infer(const qd_node *n, const qd_operand *in, qd_dtype *dtype, qd_shape *shape,
@@ -346,4 +355,5 @@ const qd_op qd_op_global_avg_pool = {
     .max_inputs = 1,
     .infer = global_avg_pool_infer,
     .forward = global_avg_pool_forward,
+    .backward = qd_back_global_avg_pool,
 };

@@ -6,8 +6,10 @@
 #include <string.h>
 
 /* Where graphs begin: neither computes anything. */
-const qd_op qd_op_input = { .name = "input", .summary = "A value given from outside at every call." };
-const qd_op qd_op_const = { .name = "const", .summary = "A stored tensor." };
+const qd_op qd_op_input = { .name = "input",
+                            .summary = "A value given from outside at every call.",
+                            .no_gradient = "has no inputs" };
+const qd_op qd_op_const = { .name = "const", .summary = "A stored tensor.", .no_gradient = "has no inputs" };
 
 /* clang-format off */
 const qd_op *const qd_ops[] = {
@@ -17,11 +19,19 @@ const qd_op *const qd_ops[] = {
     &qd_op_pow, &qd_op_min, &qd_op_max,
     &qd_op_sqrt, &qd_op_exp, &qd_op_log, &qd_op_abs, &qd_op_erf, &qd_op_sin, &qd_op_cos, &qd_op_leaky_relu, &qd_op_cast,
     &qd_op_mean, &qd_op_sum,
-    &qd_op_softmax, &qd_op_log_softmax, &qd_op_matmul, &qd_op_linear, &qd_op_attention, &qd_op_timestep, &qd_op_embedding,
+    &qd_op_softmax, &qd_op_log_softmax, &qd_op_matmul, &qd_op_linear, &qd_op_attention, &qd_op_timestep, &qd_op_embedding, &qd_op_codebook,
     &qd_op_conv2d, &qd_op_conv_transpose2d, &qd_op_upsample, &qd_op_avg_pool, &qd_op_max_pool, &qd_op_global_avg_pool,
     &qd_op_group_norm, &qd_op_layer_norm, &qd_op_batch_norm,
     &qd_op_reshape, &qd_op_permute, &qd_op_concat, &qd_op_slice, &qd_op_gather, &qd_op_expand, &qd_op_pad,
     &qd_op_quantize, &qd_op_dequantize, &qd_op_fake_quant, &qd_op_qconv2d, &qd_op_qlinear,
+    &qd_op_batch_norm_stats, &qd_op_batch_norm_train, &qd_op_learned_quant, &qd_op_soft_round, &qd_op_detach,
+    &qd_op_less, &qd_op_unary_grad, &qd_op_clip_grad, &qd_op_leaky_relu_grad, &qd_op_softmax_grad, &qd_op_log_softmax_grad,
+    &qd_op_linear_grad_input, &qd_op_linear_grad_weight, &qd_op_sum_like, &qd_op_reshape_like, &qd_op_reduce_grad,
+    &qd_op_slice_grad, &qd_op_gather_grad, &qd_op_concat_grad, &qd_op_pad_grad,
+    &qd_op_conv2d_grad_input, &qd_op_conv2d_grad_weight, &qd_op_avg_pool_grad, &qd_op_max_pool_grad,
+    &qd_op_group_norm_grad, &qd_op_group_norm_grad_weight, &qd_op_layer_norm_grad, &qd_op_layer_norm_grad_weight,
+    &qd_op_batch_norm_stats_grad, &qd_op_batch_norm_train_grad, &qd_op_batch_norm_train_sums, &qd_op_batch_norm_sums,
+    &qd_op_learned_quant_grad, &qd_op_learned_quant_grad_scale, &qd_op_soft_round_grad, &qd_op_fake_quant_grad,
     NULL,
 };
 /* clang-format on */
@@ -78,7 +88,7 @@ qd_status qd_infer_operand(const qd_operand *in, int k, const char *what, qd_dty
     const qd_shape *s = &in[k].shape;
     if (s->rank < 0)
         return qd_fail(err, QD_E_INVALID, "%s is missing", what);
-    if (dtype == QD_INFER_ANY ? (unsigned)in[k].dtype >= QD_DTYPE_COUNT || in[k].dtype == QD_I4 : in[k].dtype != dtype)
+    if (dtype == QD_INFER_ANY ? (unsigned)in[k].dtype >= QD_DTYPE_COUNT || qd_dtype_bits(in[k].dtype) < 8 : in[k].dtype != dtype)
         return qd_fail(err, QD_E_INVALID, "%s is %s, must be %s", what,
                        (unsigned)in[k].dtype < QD_DTYPE_COUNT ? qd_dtype_name(in[k].dtype) : "of no known dtype",
                        dtype == QD_INFER_ANY ? "of whole bytes" : qd_dtype_name(dtype));

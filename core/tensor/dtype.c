@@ -11,6 +11,7 @@ static const struct {
     [QD_F32] = { "f32", 32 }, [QD_F16] = { "f16", 16 },  [QD_BF16] = { "bf16", 16 }, [QD_F64] = { "f64", 64 },
     [QD_I64] = { "i64", 64 }, [QD_I32] = { "i32", 32 },  [QD_I16] = { "i16", 16 },   [QD_I8] = { "i8", 8 },
     [QD_U8] = { "u8", 8 },    [QD_BOOL] = { "bool", 8 }, [QD_I4] = { "i4", 4 },
+    [QD_I6] = { "i6", 6 },
 };
 
 const char *qd_dtype_name(qd_dtype t)
@@ -92,4 +93,50 @@ uint16_t qd_f32_to_bf16(float f)
     if ((u & 0x7fffffffu) > 0x7f800000u)
         return (uint16_t)(u >> 16 | 0x40u);
     return (uint16_t)((u + 0x7fffu + (u >> 16 & 1u)) >> 16);
+}
+
+bool qd_dtype_is_codes(qd_dtype t)
+{
+    return t == QD_I8 || t == QD_I6 || t == QD_I4;
+}
+
+size_t qd_codes_row_bytes(int64_t row, int bits)
+{
+    return (size_t)row / 8 * (size_t)bits + ((size_t)row % 8 * (size_t)bits + 7) / 8;
+}
+
+void qd_codes_read(int8_t *dst, const void *rows, int64_t k, int64_t row, int bits)
+{
+    const uint8_t *src = (const uint8_t *)rows + (size_t)k * qd_codes_row_bytes(row, bits);
+    const unsigned sign = 1u << (bits - 1), mask = (1u << bits) - 1u;
+    unsigned held = 0;
+    int have = 0;
+    for (int64_t i = 0; i < row; i++) {
+        if (have < bits) {
+            held |= (unsigned)*src++ << have;
+            have += 8;
+        }
+        dst[i] = (int8_t)((int)((held & mask) ^ sign) - (int)sign);
+        held >>= bits;
+        have -= bits;
+    }
+}
+
+void qd_codes_write(void *rows, const int8_t *src, int64_t k, int64_t row, int bits)
+{
+    uint8_t *dst = (uint8_t *)rows + (size_t)k * qd_codes_row_bytes(row, bits);
+    const unsigned mask = (1u << bits) - 1u;
+    unsigned held = 0;
+    int have = 0;
+    for (int64_t i = 0; i < row; i++) {
+        held |= ((unsigned)src[i] & mask) << have;
+        have += bits;
+        if (have >= 8) {
+            *dst++ = (uint8_t)held;
+            held >>= 8;
+            have -= 8;
+        }
+    }
+    if (have)
+        *dst = (uint8_t)held;
 }

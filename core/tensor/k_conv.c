@@ -3,6 +3,8 @@
 
 #include <math.h>
 
+#include "tensor/tensor.h"
+
 /* Output columns whose sums are kept side by side; each sum still runs over channel, row and column of the weight in order. */
 enum { TILE = 64 };
 
@@ -126,6 +128,55 @@ void qd_k_qconv2d(float *dst, const void *codes, bool is_signed, const int8_t *w
                         row[x] = (float)acc[x - x0] * scale + b;
                 }
             }
+        }
+    }
+}
+
+int64_t qd_k_scales(int64_t channels, int64_t group)
+{
+    return group ? (channels + group - 1) / group : 1;
+}
+
+/* Row y of one output channel: first code and scales of its group of channels. */
+static void packed_row(float *row, const void *codes, bool is_signed, int64_t first, const int8_t *filter,
+                       const float *wscale, int64_t group, float b, float x_scale, int32_t x_zero,
+                       const qd_conv_shape *s, int64_t y)
+{
+    int32_t acc[TILE];
+    double sum[TILE];
+    const int64_t channels = s->c / s->groups, kernel = s->kh * s->kw, scales = qd_k_scales(channels, group);
+    for (int64_t x0 = 0; x0 < s->ow; x0 += TILE) {
+        const int64_t x1 = min_i64(x0 + TILE, s->ow);
+        for (int64_t x = x0; x < x1; x++)
+            sum[x - x0] = 0.0;
+        for (int64_t k = 0; k < scales; k++) {
+            const int64_t c = k * group, count = scales == 1 ? channels : min_i64(group, channels - c);
+            qd_conv_shape part = *s;
+            part.c = count;
+            part.groups = 1;
+            qconv_tile(acc, codes, is_signed, first + c * s->h * s->w, filter + c * kernel, x_zero, &part, y, x0, x1);
+            const float scale = x_scale * wscale[k];
+            for (int64_t x = x0; x < x1; x++)
+                sum[x - x0] += (double)((float)acc[x - x0] * scale);
+        }
+        for (int64_t x = x0; x < x1; x++)
+            row[x] = (float)sum[x - x0] + b;
+    }
+}
+
+void qd_k_qconv2d_packed(float *dst, const void *codes, bool is_signed, const qd_packed_weight *weight,
+                         const float *bias, float x_scale, int32_t x_zero, const qd_conv_shape *s)
+{
+    int8_t filter[QD_K_MAX_PRODUCTS];
+    const int64_t in_group = s->c / s->groups, out_group = s->o / s->groups;
+    const int64_t scales = qd_k_scales(in_group, weight->group);
+    for (int64_t o = 0; o < s->o; o++) {
+        qd_codes_read(filter, weight->codes, o, in_group * s->kh * s->kw, weight->bits);
+        for (int64_t n = 0; n < s->n; n++) {
+            const int64_t first = (n * s->c + o / out_group * in_group) * s->h * s->w;
+            for (int64_t y = 0; y < s->oh; y++)
+                packed_row(dst + ((n * s->o + o) * s->oh + y) * s->ow, codes, is_signed, first, filter,
+                           weight->wscale + o * scales, weight->group, bias ? bias[o] : 0.0f, x_scale, x_zero, s, y);
         }
     }
 }

@@ -1,6 +1,8 @@
 /* k_gemm.c - matrix products: plain, with weights as PyTorch stores them, and on integer codes. */
 #include "tensor/kernels.h"
 
+#include "tensor/tensor.h"
+
 /* Columns of the result that are summed side by side: each sum still runs over k in order. */
 enum { TILE = 16 };
 
@@ -60,6 +62,29 @@ void qd_k_qlinear(float *dst, const void *codes, bool is_signed, const int8_t *w
                 acc += (q - x_zero) * w[p];
             }
             dst[i * out + j] = (float)acc * (x_scale * wscale[j]) + (bias ? bias[j] : 0.0f);
+        }
+    }
+}
+
+void qd_k_qlinear_packed(float *dst, const void *codes, bool is_signed, const qd_packed_weight *weight,
+                         const float *bias, float x_scale, int32_t x_zero, int64_t rows, int64_t in, int64_t out)
+{
+    int8_t filter[QD_K_MAX_PRODUCTS];
+    const int64_t scales = qd_k_scales(in, weight->group), width = scales == 1 ? in : weight->group;
+    for (int64_t j = 0; j < out; j++) {
+        qd_codes_read(filter, weight->codes, j, in, weight->bits);
+        for (int64_t i = 0; i < rows; i++) {
+            double sum = 0.0;
+            for (int64_t k = 0; k < scales; k++) {
+                int32_t acc = 0;
+                for (int64_t p = k * width; p < in && p < (k + 1) * width; p++) {
+                    const int64_t at = i * in + p;
+                    const int32_t q = is_signed ? ((const int8_t *)codes)[at] : ((const uint8_t *)codes)[at];
+                    acc += (q - x_zero) * filter[p];
+                }
+                sum += (double)((float)acc * (x_scale * weight->wscale[j * scales + k]));
+            }
+            dst[i * out + j] = (float)sum + (bias ? bias[j] : 0.0f);
         }
     }
 }

@@ -25,6 +25,17 @@ void qd_k_conv2d(float *dst, const float *src, const float *weight, const float 
 #define QD_K_MAX_PRODUCTS 65536 /* x 255 x 128 < 2^31 */
 void qd_k_qconv2d(float *dst, const void *codes, bool is_signed, const int8_t *weight, const float *wscale,
                   const float *bias, float x_scale, int32_t x_zero, const qd_conv_shape *s);
+/* The same on weights of 4, 6 or 8 bits, a row for each output (tensor.h), wscale [o, n] with n = qd_k_scales(c / groups, group): one
+ * scale for every `group` input channels, the last perhaps for fewer; 0: one for all. Several: summed in double, rounded once. */
+typedef struct qd_packed_weight {
+    const void *codes;
+    int bits;
+    int64_t group;
+    const float *wscale;
+} qd_packed_weight;
+int64_t qd_k_scales(int64_t channels, int64_t group);
+void qd_k_qconv2d_packed(float *dst, const void *codes, bool is_signed, const qd_packed_weight *weight,
+                         const float *bias, float x_scale, int32_t x_zero, const qd_conv_shape *s);
 /* The transposed convolution: s->c, h, w of src, s->o, oh, ow of dst, weight [c, o / groups, kh, kw]; pads are cut from the result. */
 void qd_k_conv_transpose2d(float *dst, const float *src, const float *weight, const float *bias,
                            const qd_conv_shape *s);
@@ -40,6 +51,8 @@ void qd_k_linear(float *dst, const float *src, const float *weight, const float 
                  int64_t out);
 void qd_k_qlinear(float *dst, const void *codes, bool is_signed, const int8_t *weight, const float *wscale,
                   const float *bias, float x_scale, int32_t x_zero, int64_t rows, int64_t in, int64_t out);
+void qd_k_qlinear_packed(float *dst, const void *codes, bool is_signed, const qd_packed_weight *weight,
+                         const float *bias, float x_scale, int32_t x_zero, int64_t rows, int64_t in, int64_t out);
 
 /* k_norm.c */
 void qd_k_group_norm(float *dst, const float *src, const float *weight, const float *bias, int64_t n, int64_t c,
@@ -83,5 +96,39 @@ void qd_k_fake_quant(float *dst, const float *src, int64_t n, float scale, int32
 void qd_k_dequantize(float *dst, const void *codes, bool is_signed, int64_t n, float scale, int32_t zero);
 void qd_k_timestep(float *dst, const float *t, int64_t n, int64_t dim, bool flip_sin_to_cos, float freq_shift,
                    float max_period);
+
+/* k_grad.c: derivatives of the above. ddst and dsrc are those by dst and src. */
+void qd_k_unary_grad(float *dsrc, const float *ddst, const float *src, int64_t n, qd_unary f);
+void qd_k_softmax_grad(float *dsrc, const float *ddst, const float *dst, int64_t outer, int64_t axis, int64_t inner);
+void qd_k_log_softmax_grad(float *dsrc, const float *ddst, const float *dst, int64_t outer, int64_t axis,
+                           int64_t inner);
+void qd_k_conv2d_grad_input(float *dsrc, const float *ddst, const float *weight, const qd_conv_shape *s);
+void qd_k_conv2d_grad_weight(float *dweight, const float *ddst, const float *src, const qd_conv_shape *s);
+void qd_k_avg_pool_grad(float *dsrc, const float *ddst, const qd_conv_shape *s, bool count_pad);
+void qd_k_max_pool_grad(float *dsrc, const float *ddst, const float *src,
+                        const qd_conv_shape *s); /* to the first of equals */
+/* Group and layer norm: every row of `width` has statistics of its own; element i of row r is scaled by weight number
+ * r % period * (width / inner) + i / inner. weight may be NULL. */
+void qd_k_norm_grad(float *dsrc, const float *ddst, const float *src, const float *weight, int64_t rows, int64_t width,
+                    int64_t period, int64_t inner, float eps);
+void qd_k_norm_grad_weight(float *dweight, const float *ddst, const float *src, int64_t rows, int64_t width,
+                           int64_t period, int64_t inner, float eps);
+/* Batch norm over [n, c, space]. stats [2, c]: mean and biased variance; sums [2, c]: of dy, and of dy (x - mean) / sqrt(var + eps). */
+void qd_k_batch_stats(float *stats, const float *src, int64_t n, int64_t c, int64_t space);
+void qd_k_batch_sums(float *sums, const float *ddst, const float *src, const float *mean, const float *var, int64_t n,
+                     int64_t c, int64_t space, float eps);
+void qd_k_batch_norm_train_grad(float *dsrc, const float *ddst, const float *src, const float *weight,
+                                const float *stats, const float *sums, int64_t n, int64_t c, int64_t space, float eps);
+/* clamp(rne(x / scale[c]), qmin, qmax) scale[c], c = (i / inner) % channels. Its derivatives are those of LSQ (Esser et al. 2020,
+ * eq. 3 and 5): by x 1 in range and 0 outside; by scale rne(r) - r in range and the code it is held at outside, r = x / scale. */
+void qd_k_learned_quant(float *dst, const float *src, const float *scale, int64_t n, int64_t channels, int64_t inner,
+                        int32_t qmin, int32_t qmax);
+void qd_k_learned_quant_grad(float *dsrc, const float *ddst, const float *src, const float *scale, int64_t n,
+                             int64_t channels, int64_t inner, int32_t qmin, int32_t qmax);
+void qd_k_learned_quant_grad_scale(float *dscale, const float *ddst, const float *src, const float *scale, int64_t n,
+                                   int64_t channels, int64_t inner, int32_t qmin, int32_t qmax);
+/* AdaRound's rectified sigmoid (qncd.md 6.1): clamp(sigmoid(v) (hi - lo) + lo, 0, 1). */
+void qd_k_soft_round(float *dst, const float *src, int64_t n, float lo, float hi);
+void qd_k_soft_round_grad(float *dsrc, const float *ddst, const float *src, int64_t n, float lo, float hi);
 
 #endif

@@ -72,7 +72,14 @@ const char *qd_shape_text(const qd_shape *s, char *text, size_t n)
     return text;
 }
 
-/* Bytes of that many elements in rows of `row`; packed types pad each row to whole bytes. */
+/* Rows that fill whole bytes: an index of axis 0 each, or one for all. */
+static void packed_rows(const qd_shape *shape, int64_t count, int64_t *rows, int64_t *row)
+{
+    *rows = shape->rank > 1 ? shape->dim[0] : 1;
+    *row = *rows ? count / *rows : 0;
+}
+
+
 static qd_status shape_bytes(qd_dtype dtype, const qd_shape *shape, size_t *bytes, qd_err *err)
 {
     char text[200];
@@ -86,9 +93,9 @@ static qd_status shape_bytes(qd_dtype dtype, const qd_shape *shape, size_t *byte
     if (bits >= 8) {
         fits = qd_mul_size((size_t)count, bits / 8, bytes);
     } else {
-        const int64_t row = shape->rank ? shape->dim[shape->rank - 1] : 1;
-        const int64_t rows = row ? count / row : 0;
-        fits = qd_mul_size((size_t)rows, (size_t)row / 2 + (size_t)row % 2, bytes);
+        int64_t rows, row;
+        packed_rows(shape, count, &rows, &row);
+        fits = qd_mul_size((size_t)rows, qd_codes_row_bytes(row, (int)bits), bytes);
     }
     if (!fits || *bytes > PTRDIFF_MAX)
         return qd_fail(err, QD_E_LIMIT, "a tensor %s of %s does not fit into memory",
@@ -335,6 +342,46 @@ qd_status qd_tensor_cast(qd_tensor *dst, const qd_tensor *src, qd_dtype dtype, q
 out:
     qd_tensor_clear(&t);
     return st;
+}
+
+qd_status qd_tensor_pack(qd_tensor *dst, const qd_tensor *src, qd_dtype dtype, qd_budget *budget, qd_err *err)
+{
+    assert(src->dtype == QD_I8 && (dtype == QD_I4 || dtype == QD_I6));
+    const int bits = (int)qd_dtype_bits(dtype), most = (1 << (bits - 1)) - 1;
+    const int64_t count = qd_tensor_count(src);
+    int64_t rows, row;
+    qd_tensor t;
+    for (int64_t k = 0; k < count; k++)
+        if (qd_i8(src)[k] > most || qd_i8(src)[k] < -most - 1)
+            return qd_fail(err, QD_E_INVALID, "code %lld is %d, %d bits hold %d..%d", (long long)k, qd_i8(src)[k], bits,
+                           -most - 1, most);
+    qd_status st = qd_tensor_init(&t, dtype, &src->shape, budget, err);
+    if (st)
+        return st;
+    packed_rows(&src->shape, count, &rows, &row);
+    for (int64_t k = 0; k < rows; k++)
+        qd_codes_write(t.data, qd_i8(src) + k * row, k, row, bits);
+    *dst = t;
+    return QD_OK;
+}
+
+qd_status qd_tensor_unpack(qd_tensor *dst, const qd_tensor *src, qd_budget *budget, qd_err *err)
+{
+    assert(qd_dtype_is_codes(src->dtype));
+    int64_t rows, row;
+    qd_tensor t;
+    if (src->dtype == QD_I8) {
+        qd_tensor_share(dst, src);
+        return QD_OK;
+    }
+    qd_status st = qd_tensor_init(&t, QD_I8, &src->shape, budget, err);
+    if (st)
+        return st;
+    packed_rows(&src->shape, qd_tensor_count(src), &rows, &row);
+    for (int64_t k = 0; k < rows; k++)
+        qd_codes_read(qd_i8(&t) + k * row, src->data, k, row, (int)qd_dtype_bits(src->dtype));
+    *dst = t;
+    return QD_OK;
 }
 
 int64_t qd_tensor_count(const qd_tensor *t)

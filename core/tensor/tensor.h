@@ -22,7 +22,8 @@ typedef enum qd_dtype {
     QD_I8,
     QD_U8,
     QD_BOOL, /* one byte, 0 or 1 */
-    QD_I4,   /* two's complement nibbles, two to a byte, low nibble first; the last axis is padded to whole bytes */
+    QD_I4,   /* two's complement codes of 4 bits, two to a byte, low nibble first; and of 6 bits, four to three bytes, low bits */
+    QD_I6,   /* first. What one index of axis 0 holds (an output channel's weights; all of it below rank 2) fills whole bytes. */
     QD_DTYPE_COUNT,
 } qd_dtype;
 
@@ -35,6 +36,12 @@ float qd_f16_to_f32(uint16_t h);
 uint16_t qd_f32_to_f16(float f);
 float qd_bf16_to_f32(uint16_t h);
 uint16_t qd_f32_to_bf16(float f);
+
+/* Row `k` of `row` codes each, as I4, I6 and I8 keep them: code i lies in bits [i bits, (i + 1) bits) of its row, low bits first. */
+size_t qd_codes_row_bytes(int64_t row, int bits);
+void qd_codes_read(int8_t *dst, const void *rows, int64_t k, int64_t row, int bits);
+void qd_codes_write(void *rows, const int8_t *src, int64_t k, int64_t row, int bits);
+bool qd_dtype_is_codes(qd_dtype t); /* I8, I6, I4 */
 
 /* A shape: rank 0 is a scalar. In graphs -1 stands for the batch. */
 typedef struct qd_shape {
@@ -72,6 +79,9 @@ void qd_tensor_clear(qd_tensor *t);                         /* drops the referen
 qd_status qd_tensor_copy(qd_tensor *dst, const qd_tensor *src, qd_budget *budget, qd_err *err); /* deep */
 /* To another dtype among F32, F16, BF16, F64, I64, I32, I8, U8 (new storage). */
 qd_status qd_tensor_cast(qd_tensor *dst, const qd_tensor *src, qd_dtype dtype, qd_budget *budget, qd_err *err);
+/* Codes of few bits: I8 to I4 or I6, QD_E_INVALID where one does not fit; and I4, I6 to I8 (I8 is shared). */
+qd_status qd_tensor_pack(qd_tensor *dst, const qd_tensor *src, qd_dtype dtype, qd_budget *budget, qd_err *err);
+qd_status qd_tensor_unpack(qd_tensor *dst, const qd_tensor *src, qd_budget *budget, qd_err *err);
 int64_t qd_tensor_count(const qd_tensor *t);
 size_t qd_tensor_bytes(const qd_tensor *t);
 

@@ -290,6 +290,143 @@ case("expand like", "expand", [y, x], y.expand(2, 3, 4).contiguous(), tol=0, sha
 case("expand a scalar", "expand", [torch.tensor(0.5)], torch.full((2, 2), 0.5), tol=0, shape=(2, 2))
 
 
+x, t = normal(2, 3, 2, 2), normal(5, 3)
+nearest = torch.cdist(d(x).permute(0, 2, 3, 1).reshape(-1, 3), d(t)).argmin(1)
+case("codebook", "codebook", [x, t], t[nearest].reshape(2, 2, 2, 3).permute(0, 3, 1, 2).contiguous(), tol=0)
+
+# --- derivatives: torch's own, in double ---
+
+
+def grads(f, *xs):
+    """f's result for xs, a random dy, and the derivatives of sum(dy f) by each x."""
+    leaves = [x.double().requires_grad_() for x in xs]
+    y = f(*leaves)
+    dy = torch.randn(y.shape, dtype=torch.float32)
+    return (dy, y.detach()) + torch.autograd.grad(y, leaves, dy.double())
+
+
+def lsq(x, s, lo, hi):
+    """Esser et al. 2020: straight through by x, eq. 3 by s."""
+    r = x / s
+    held = torch.clamp(r, lo, hi)
+    return s * (held + (torch.round(held) - held).detach())
+
+
+UNARY = ["silu", "relu", "gelu", "sigmoid", "tanh", "sqrt", "exp", "log", "abs", "erf", "sin", "cos"]
+for i, name in enumerate(UNARY):
+    x = normal(7) * 2
+    if name in ("sqrt", "log"):
+        x = x.abs() + 0.1
+    dy, y, dx = grads(getattr(F if name in ("silu", "gelu") else torch, name), x)
+    case("unary_grad " + name, "unary_grad", [dy, x], dx, of=i)
+x = normal(3, 4)
+dy, y, dx = grads(lambda x: torch.clamp(x, -0.5, 0.75), x)
+case("clip_grad", "clip_grad", [dy, x], dx, tol=0, lo=-0.5, hi=0.75)
+dy, y, dx = grads(lambda x: F.leaky_relu(x, 0.2), x)
+case("leaky_relu_grad", "leaky_relu_grad", [dy, x], dx, slope=0.2)
+x = normal(2, 3, 4)
+dy, y, dx = grads(lambda x: torch.softmax(x, 1), x)
+case("softmax_grad axis 1", "softmax_grad", [dy, y.float()], dx, axis=1)
+dy, y, dx = grads(lambda x: torch.log_softmax(x, -1), x)
+case("log_softmax_grad", "log_softmax_grad", [dy, y.float()], dx)
+x, w = normal(2, 3, 5), normal(4, 5)
+dy, y, dx, dw = grads(F.linear, x, w)
+case("linear_grad_input", "linear_grad_input", [dy, w], dx)
+case("linear_grad_weight", "linear_grad_weight", [dy, x], dw)
+a, b = normal(2, 3, 4), normal(3, 1)
+dy, y, da, db = grads(lambda a, b: a + b, a, b)
+case("sum_like", "sum_like", [dy, b], db)
+case("sum_like a scalar", "sum_like", [dy, torch.tensor(1.0)], d(dy).sum())
+case("reshape_like", "reshape_like", [a, normal(4, 6)], a.reshape(4, 6), tol=0)
+dy, y, da = grads(lambda a: a.mean((0, 2)), a)
+case("reduce_grad of a mean", "reduce_grad", [dy, a], da, axes=(0, 2), mean=1)
+dy, y, da = grads(lambda a: a.sum(1, keepdim=True), a)
+case("reduce_grad of a sum", "reduce_grad", [dy, a], da, tol=0, axes=(-2,))
+dy, y, da = grads(lambda a: a[:, :, 1::2], a)
+case("slice_grad", "slice_grad", [dy, a], da, tol=0, axis=2, start=-3, step=2)
+dy, y, da = grads(lambda a: a[:, [2, 0, 2]], a)
+case("gather_grad", "gather_grad", [dy, ("i64", torch.tensor([2.0, 0, 2])), a], da, axis=1)
+dy, y, da, db = grads(lambda a, b: torch.cat([a, b], 1), a, normal(2, 2, 4))
+case("concat_grad of the first", "concat_grad", [dy, a], da, tol=0, axis=1)
+case("concat_grad of the second", "concat_grad", [dy, a, normal(2, 2, 4)], db, tol=0, axis=-2)
+dy, y, da = grads(lambda a: F.pad(a, (1, 2, 0, 1)), a)
+case("pad_grad", "pad_grad", [dy], da, tol=0, pads=(0, 0, 1, 0, 1, 2))
+
+
+def conv_grad_case(what, x, w, stride=(1, 1), pads=(0, 0, 0, 0), dilation=(1, 1), groups=1):
+    t, l, bo, r = pads
+    a = dict(stride=stride, pads=pads, dilation=dilation, groups=groups)
+    dy, y, dx, dw = grads(lambda x, w: F.conv2d(F.pad(x, (l, r, t, bo)), w, None, stride, 0, dilation, groups), x, w)
+    case("conv2d_grad_input " + what, "conv2d_grad_input", [dy, w, x], dx, **a)
+    case("conv2d_grad_weight " + what, "conv2d_grad_weight", [dy, x, w], dw, **a)
+
+
+conv_grad_case("plain", normal(2, 3, 5, 6), normal(4, 3, 3, 3))
+conv_grad_case("stride 2, asymmetric pads, rows left over", normal(2, 2, 7, 6), normal(3, 2, 3, 3), stride=(2, 2), pads=(1, 0, 0, 1))
+conv_grad_case("groups, dilation", normal(1, 4, 7, 7), normal(6, 2, 3, 2), pads=(2, 1, 2, 1), dilation=(2, 1), groups=2)
+conv_grad_case("depthwise", normal(2, 3, 5, 5), normal(3, 1, 3, 3), pads=(1, 1, 1, 1), groups=3)
+conv_grad_case("1x1", normal(2, 3, 4, 4), normal(5, 3, 1, 1), stride=(2, 2))
+x = normal(2, 2, 6, 7)
+a = dict(kernel=(3, 3), stride=(2, 2), pads=(1, 1, 1, 1))
+dy, y, dx = grads(lambda x: F.avg_pool2d(x, 3, 2, 1), x)
+case("avg_pool_grad", "avg_pool_grad", [dy, x], dx, **a)
+dy, y, dx = grads(lambda x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False), x)
+case("avg_pool_grad, pad not counted", "avg_pool_grad", [dy, x], dx, count_pad=0, **a)
+dy, y, dx = grads(lambda x: F.max_pool2d(x, 3, 2, 1), x)
+case("max_pool_grad", "max_pool_grad", [dy, x], dx, **a)
+x, w, b = normal(2, 6, 3, 2) * 2 + 1, normal(6), normal(6)
+dy, y, dx, dw, db = grads(lambda x, w, b: F.group_norm(x, 3, w, b, 1e-5), x, w, b)
+case("group_norm_grad", "group_norm_grad", [dy, x, w], dx, groups=3)
+case("group_norm_grad_weight", "group_norm_grad_weight", [dy, x], dw, groups=3)
+dy, y, dx = grads(lambda x: F.group_norm(x, 2, None, None, 1e-5), x)
+case("group_norm_grad bare", "group_norm_grad", [dy, x], dx, groups=2)
+w = normal(3, 2)
+dy, y, dx, dw, db = grads(lambda x, w, b: F.layer_norm(x, (3, 2), w, b, 1e-5), x, w, normal(3, 2))
+case("layer_norm_grad", "layer_norm_grad", [dy, x, w], dx, axes=2)
+case("layer_norm_grad_weight", "layer_norm_grad_weight", [dy, x], dw, axes=2)
+w, b = normal(6), normal(6)
+dy, y, dx, dw, db = grads(lambda x, w, b: F.batch_norm(x, None, None, w, b, True, 0, 1e-5), x, w, b)
+stats = torch.stack([d(x).mean((0, 2, 3)), d(x).var((0, 2, 3), unbiased=False)])
+case("batch_norm_stats", "batch_norm_stats", [x], stats)
+case("batch_norm_train", "batch_norm_train", [x, w, b, stats.float()], y)
+sums = torch.stack([db, dw])
+case("batch_norm_train_sums", "batch_norm_train_sums", [dy, x, stats.float()], sums)
+case("batch_norm_sums", "batch_norm_sums", [dy, x, stats[0].float(), stats[1].float()], sums)
+case("batch_norm_train_grad", "batch_norm_train_grad", [dy, x, w, stats.float(), sums.float()], dx)
+dy, y, dx = grads(lambda x: torch.stack([x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False)]), x)
+case("batch_norm_stats_grad", "batch_norm_stats_grad", [dy, x, stats.float()], dx)
+x, s = normal(3, 4) * 2, torch.rand(3, 1) * 0.3 + 0.2
+dy, y, dx, ds = grads(lambda x, s: lsq(x, s, -4, 3), x, s)
+a = dict(bits=3, axis=0)
+case("learned_quant", "learned_quant", [x, s[:, 0]], y, **a)
+case("learned_quant_grad", "learned_quant_grad", [dy, x, s[:, 0]], dx, tol=0, **a)
+case("learned_quant_grad_scale", "learned_quant_grad_scale", [dy, x, s[:, 0]], ds[:, 0], tol=5e-6, **a)
+x, s = x.abs(), torch.tensor([0.4])
+dy, y, dx, ds = grads(lambda x, s: lsq(x, s, 0, 15), x, s)
+case("learned_quant unsigned, one scale", "learned_quant", [x, s], y, bits=4, symmetric=0)
+case("learned_quant_grad_scale, one scale", "learned_quant_grad_scale", [dy, x, s], ds, tol=5e-6, bits=4, symmetric=0)
+v = normal(9) * 3
+dy, y, dv = grads(lambda v: torch.clamp(torch.sigmoid(v) * 1.2 - 0.1, 0, 1), v)
+case("soft_round", "soft_round", [v], y)
+case("soft_round_grad", "soft_round_grad", [dy, v], dv)
+case("detach", "detach", [v], v, tol=0)
+p, q = torch.tensor([1.0, 2, 3, math.inf]), torch.tensor([[2.0], [3]])
+case("less", "less", [p, q], (p < q).float() + 0.5 * (p == q).float(), tol=0)
+x, div = normal(2, 3, 4), torch.tensor([1.0, 2, 0.5])
+dy, y, dx = grads(lambda x: torch.clamp(x / d(div)[:, None], -5 * 0.3, 2 * 0.3), x)
+case("fake_quant_grad", "fake_quant_grad", [dy, x, div], dx, scale=0.3, zero=5, bits=3)
+
+
+# the nearest row, the first of equals: (0.5, 0.5) lies between rows 0 and 1, row 2 repeats row 1; a NaN and infinity take row 0
+table = torch.tensor([[0.0, 0], [1, 1], [1, 1], [-2, 3]])
+x = torch.tensor([[0.5, 0.5], [0.9, 0.8], [-1, 2.5], [math.nan, 1], [math.inf, 1], [100, 100]])
+case("codebook", "codebook", [x, table], table[[0, 1, 3, 0, 0, 1]], tol=0)
+image = x.t().reshape(1, 2, 2, 3).contiguous()
+case("codebook over space", "codebook", [image, table], table[[0, 1, 3, 0, 0, 1]].t().reshape(1, 2, 2, 3), tol=0)
+x, table = normal(2, 5, 3), normal(40, 5)
+case("codebook at random", "codebook", [x, table], table[torch.cdist(d(x).transpose(1, 2), d(table)).argmin(-1)].transpose(1, 2), tol=0)
+
+
 def number(v):
     if math.isnan(v):
         return "NAN"
