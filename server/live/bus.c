@@ -158,8 +158,10 @@ const char *sv_time_text(int64_t ms, char out[32])
         rest += 1000;
         seconds--;
     }
-    if (!gmtime_r(&seconds, &tm) || tm.tm_year > 9999 - 1900) /* beyond what RFC 3339 can write */
-        return strcpy(out, "9999-12-31T23:59:59.999Z");
+    if (!gmtime_r(&seconds, &tm) || tm.tm_year > 9999 - 1900) { /* beyond what RFC 3339 can write */
+        snprintf(out, 32, "9999-12-31T23:59:59.999Z");
+        return out;
+    }
     const size_t n = strftime(out, 32, "%Y-%m-%dT%H:%M:%S", &tm);
     snprintf(out + n, 32 - n, ".%03dZ", rest);
     return out;

@@ -38,20 +38,20 @@ size_t sv_ws_queued(const sv_ws *w); /* bytes waiting to be sent, with what each
 
 /* --- the numbers: one place, and tests may shrink them --- */
 typedef struct sv_tuning {
-    int tick_ms;          /* timers are looked at this often while sockets are open */
-    int ping_ms;          /* we ping after so long */
-    int silent_ms;        /* a peer not heard of for so long is dead */
-    int close_ms;         /* how long a close handshake, or the end of the daemon, waits for a peer */
-    int slow_ms;          /* progress and metric: at most two each for a job in so long */
-    int check_ms;         /* a quiet subscription looks into the log after so long, should a message have been lost */
-    int window;           /* binary frames on the way without an ack */
-    int rows;             /* events read from the store at once */
+    int tick_ms;   /* timers are looked at this often while sockets are open */
+    int ping_ms;   /* we ping after so long */
+    int silent_ms; /* a peer not heard of for so long is dead */
+    int close_ms;  /* how long a close handshake, or the end of the daemon, waits for a peer */
+    int slow_ms;   /* progress and metric: at most two each for a job in so long */
+    int check_ms;  /* a quiet subscription looks into the log after so long, should a message have been lost */
+    int window;    /* binary frames on the way without an ack */
+    int rows;      /* events read from the store at once */
     int sockets_max;
-    int tracks_max;       /* of one socket, and works in flight for it */
-    size_t message_max;   /* bytes of one message from a client */
-    size_t queue_max;     /* bytes queued for a client before it counts as too far behind */
-    size_t queue_resume;  /* and below which we go on feeding it */
-    size_t inbox_max;     /* bytes of messages between the bus and the loop */
+    int tracks_max;      /* of one socket, and works in flight for it */
+    size_t message_max;  /* bytes of one message from a client */
+    size_t queue_max;    /* bytes queued for a client before it counts as too far behind */
+    size_t queue_resume; /* and below which we go on feeding it */
+    size_t inbox_max;    /* bytes of messages between the bus and the loop */
 } sv_tuning;
 extern const sv_tuning sv_tuning_default;
 
@@ -61,20 +61,24 @@ extern const sv_tuning sv_tuning_default;
 
 /* --- one job followed by one socket --- */
 typedef struct sv_track {
-    uint64_t id;     /* names it to works in flight, which may outlive it */
+    uint64_t id; /* names it to works in flight, which may outlive it */
     char job[40];
-    bool by_name;    /* subscribed itself; else seen through "*" */
-    bool fresh;      /* nothing was read yet, so a failure is the answer to the subscription */
-    bool over;       /* its end was sent; kept under "*" so that late copies are known as such */
-    enum { SV_READING, SV_LIVE, SV_BEHIND } mode; /* reading the log; fed by the bus; waiting for the queue to drain, then reset */
-    bool working;    /* a store work is in flight */
-    int64_t last;    /* number of the last event sent or passed over */
-    int64_t known;   /* newest number heard of on the bus while not live */
+    bool by_name; /* subscribed itself; else seen through "*" */
+    bool fresh;   /* nothing was read yet, so a failure is the answer to the subscription */
+    bool over;    /* its end was sent; kept under "*" so that late copies are known as such */
+    enum {
+        SV_READING,
+        SV_LIVE,
+        SV_BEHIND
+    } mode;           /* reading the log; fed by the bus; waiting for the queue to drain, then reset */
+    bool working;     /* a store work is in flight */
+    int64_t last;     /* number of the last event sent or passed over */
+    int64_t known;    /* newest number heard of on the bus while not live */
     int64_t quiet_ms; /* when it last got or checked something */
     struct {
-        int64_t sent_ms[2];     /* when the last two went out, older first */
-        const sv_message *held; /* the newest one waiting for its turn, or NULL */
-    } slow[2];       /* progress, metric */
+        int64_t sent_ms[2];                /* when the last two went out, older first */
+        const sv_message *held;            /* the newest one waiting for its turn, or NULL */
+    } slow[2];                             /* progress, metric */
     const sv_message *early[SV_EARLY_MAX]; /* samples heard of before their events were read from the log */
     int n_early;
     struct sv_track *next;
@@ -159,7 +163,8 @@ void sv_peer_unref(sv_peer *p);
 /* ws_ops.c */
 void sv_ops_message(sv_peer *p, bool binary, const uint8_t *data, size_t n);
 /* {"op":"error", ...problem..}; job may be NULL. */
-void sv_ops_error(sv_peer *p, int http_status, const char *code, const char *title, const char *detail, const char *job);
+void sv_ops_error(sv_peer *p, int http_status, const char *code, const char *title, const char *detail,
+                  const char *job);
 void sv_ops_fail(sv_peer *p, const qd_err *err, const char *job); /* the same from a status and its words */
 
 /* ws_track.c */

@@ -21,8 +21,10 @@ typedef struct sv_conn sv_conn;
 /* --- a unit of work: begin, queries, end ---
  * Every successful begin is paired with one end, which resets all statements, commits when `st` is QD_OK and rolls back otherwise,
  * and returns the status of the whole. */
-qd_status sv_conn_read(sv_store *s, sv_conn **out, qd_err *err);  /* no transaction: one statement, or several unrelated ones */
-qd_status sv_conn_read_many(sv_store *s, sv_conn **out, qd_err *err); /* a read transaction: all statements see one moment */
+qd_status sv_conn_read(sv_store *s, sv_conn **out,
+                       qd_err *err); /* no transaction: one statement, or several unrelated ones */
+qd_status sv_conn_read_many(sv_store *s, sv_conn **out,
+                            qd_err *err); /* a read transaction: all statements see one moment */
 qd_status sv_conn_write(sv_store *s, sv_conn **out, qd_err *err); /* BEGIN IMMEDIATE, waits its turn */
 qd_status sv_conn_end(sv_conn *c, qd_status st, qd_err *err);
 
@@ -63,17 +65,17 @@ qd_status sv_cursor(sv_conn *c, const char *table_sql, const char *id, int64_t *
 
 /* --- steps inside a write transaction --- */
 /* Number and insert an event. fence < 0: any unfinished job; else only the holder of that claim. */
-qd_status sv_event_put(sv_conn *c, const char *job_id, int64_t fence, int attempt, const char *type, const char *data, int64_t now_ms,
-                       int64_t *seq, qd_err *err);
+qd_status sv_event_put(sv_conn *c, const char *job_id, int64_t fence, int attempt, const char *type, const char *data,
+                       int64_t now_ms, int64_t *seq, qd_err *err);
 /* An event whose number was already taken from jobs.last_seq. */
-qd_status sv_event_insert(sv_conn *c, const char *job_id, int64_t seq, int attempt, const char *type, const char *data, int64_t now_ms,
-                          qd_err *err);
+qd_status sv_event_insert(sv_conn *c, const char *job_id, int64_t seq, int attempt, const char *type, const char *data,
+                          int64_t now_ms, qd_err *err);
 /* Words for a write that matched no row: NOT_FOUND, or CONFLICT saying which fence and state stood in the way. */
 qd_status sv_job_refused(sv_conn *c, const char *id, int64_t fence, qd_err *err);
 
 /* The columns of sv_job_row, in the order that sv_job_read expects. */
-#define SV_JOB_COLUMNS                                                                                                                 \
-    "id, kind, method, status, model_id, body, params, metadata, error, result, phase, item, done, total, priority, attempt, "        \
+#define SV_JOB_COLUMNS                                                                                                         \
+    "id, kind, method, status, model_id, body, params, metadata, error, result, phase, item, done, total, priority, attempt, " \
     "max_attempts, created_ms, started_ms, finished_ms, run_at_ms, cancel_requested_ms, time_limit_s, lease_until_ms, fence, last_seq"
 qd_status sv_job_read(sqlite3_stmt *q, sv_job_row *out, qd_err *err);
 

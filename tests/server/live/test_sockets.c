@@ -55,14 +55,14 @@ static void broken_frames_close_with_the_right_code(void **state)
         size_t n;
         int code;
     } rows[] = {
-        { "\x81\x02hi", 4, 1002 },                                /* a client must mask */
-        { "\xc1\x80\0\0\0\0", 6, 1002 },                          /* a reserved bit, no extension was agreed on */
-        { "\x83\x80\0\0\0\0", 6, 1002 },                          /* an opcode that does not exist */
-        { "\x80\x80\0\0\0\0", 6, 1002 },                          /* goes on with nothing */
-        { "\x09\x80\0\0\0\0", 6, 0 },                             /* a ping in pieces; 0 = no code */
-        { "\x88\x81\0\0\0\0x", 7, 0 },                         /* a close code of one byte */
-        { "\x81\x82\0\0\0\0\xc3\x28", 8, 1007 },                  /* not UTF-8 */
-        { "\x81\x83\0\0\0\0\xed\xa0\x80", 9, 1007 },              /* half a surrogate pair */
+        { "\x81\x02hi", 4, 1002 },                                 /* a client must mask */
+        { "\xc1\x80\0\0\0\0", 6, 1002 },                           /* a reserved bit, no extension was agreed on */
+        { "\x83\x80\0\0\0\0", 6, 1002 },                           /* an opcode that does not exist */
+        { "\x80\x80\0\0\0\0", 6, 1002 },                           /* goes on with nothing */
+        { "\x09\x80\0\0\0\0", 6, 0 },                              /* a ping in pieces; 0 = no code */
+        { "\x88\x81\0\0\0\0x", 7, 0 },                             /* a close code of one byte */
+        { "\x81\x82\0\0\0\0\xc3\x28", 8, 1007 },                   /* not UTF-8 */
+        { "\x81\x83\0\0\0\0\xed\xa0\x80", 9, 1007 },               /* half a surrogate pair */
         { "\x81\xff\0\0\0\0\xff\xff\xff\xff\0\0\0\0x", 15, 1009 }, /* four gigabytes announced */
     };
 
