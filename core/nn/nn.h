@@ -25,8 +25,11 @@ typedef struct qd_network_kind {
     const char *name; /* the `_class_name` of config.json: "UNet2DModel" */
     const char *summary;
     qd_role role;
-    /* Denoisers: inputs "sample" [-1, C, H, W] f32 and "timestep" [-1] f32 (then "class_labels" [-1] when conditional), output
-     * "eps". Fails naming the config key or the tensor. Config keys the kind does not know go to run's warn. */
+    /* Denoisers: inputs "sample" [-1, C, H, W] f32 and "timestep" [-1] f32, then "encoder_hidden_states" [-1, S, D] when they look
+     * at a context, then "class_labels" [-1] or [-1, D] when conditional; output "eps". First stages of latent diffusion: input
+     * "sample", images in [-1, 1], to outputs "latent_mean" and "latent_std" (AutoencoderKL; draw mean + std N(0,1)) or "latent"
+     * (VQModel); input "latent" to output "image", about [-1, 1] and not clamped. Latents have the units of the diffusion model:
+     * scaling_factor is inside. Fails naming the config key or the tensor. Config keys the kind does not know go to run's warn. */
     qd_status (*build)(const qd_config *config, qd_weight_source *weights, const qd_run *run, qd_graph **out,
                        qd_err *err);
 } qd_network_kind;
@@ -39,5 +42,8 @@ qd_status qd_zoo_build(const qd_model *m, const qd_run *run, qd_graph **graph, q
 qd_status qd_zoo_random(const char *config_json, uint64_t seed, qd_graph **graph, qd_err *err);
 /* The row of that name, NULL when there is none. */
 const qd_network_kind *qd_network_kind_find(const char *name);
+/* What depends on the input of that name, and what that needs: of a first stage, "sample" gives the encoder, "latent" the decoder.
+ * Shares constants. QD_E_NOT_FOUND when there is no such input, or no output depends on it. */
+qd_status qd_zoo_part(const qd_graph *g, const char *input, qd_graph **out, qd_err *err);
 
 #endif

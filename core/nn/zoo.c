@@ -1,10 +1,12 @@
 /* zoo.c - the kinds of network we can build from a config, and the way from a model on disk to its graph. */
 #include <string.h>
 
+#include "graph/op.h"
 #include "nn/nn_int.h"
 
-const qd_network_kind *const qd_network_kinds[] = { &qd_kind_unet2d, &qd_kind_unet2d_condition, &qd_kind_autoencoder_kl,
-                                                    &qd_kind_ldm, NULL };
+const qd_network_kind *const qd_network_kinds[] = {
+    &qd_kind_unet2d, &qd_kind_unet2d_condition, &qd_kind_autoencoder_kl, &qd_kind_vq_model, &qd_kind_ldm, NULL
+};
 
 const qd_network_kind *qd_network_kind_find(const char *name)
 {
@@ -92,6 +94,68 @@ qd_status qd_zoo_build(const qd_model *m, const qd_run *run, qd_graph **graph, q
 out:
     qd_graph_free(g);
     qd_weight_source_free(weights);
+    return st;
+}
+
+qd_status qd_zoo_part(const qd_graph *g, const char *input, qd_graph **out, qd_err *err)
+{
+    const int n = qd_graph_size(g);
+    const qd_node_id from = qd_graph_find(g, input);
+    qd_graph *part = NULL;
+    bool *depends = NULL, *needed = NULL;
+    qd_node_id *map = NULL;
+    qd_status st = QD_OK;
+    int outputs = 0;
+
+    if (from < 0 || qd_graph_node(g, from)->op != &qd_op_input)
+        return qd_fail(err, QD_E_NOT_FOUND, "the network has no input '%s'", input);
+    depends = qd_calloc((size_t)n, sizeof(*depends));
+    needed = qd_calloc((size_t)n, sizeof(*needed));
+    map = qd_calloc((size_t)n, sizeof(*map));
+    if (!depends || !needed || !map) {
+        st = qd_fail(err, QD_E_NOMEM, "out of memory for a map of %d nodes", n);
+        goto out;
+    }
+    for (qd_node_id id = from; id < n; id++) {
+        const qd_node *node = qd_graph_node(g, id);
+        depends[id] = id == from;
+        for (int k = 0; k < node->n_inputs; k++)
+            depends[id] |= node->input[k] >= 0 && depends[node->input[k]];
+    }
+    for (int k = 0; k < qd_graph_outputs(g); k++)
+        if (depends[qd_graph_output_at(g, k)]) {
+            needed[qd_graph_output_at(g, k)] = true;
+            outputs++;
+        }
+    if (!outputs) {
+        st = qd_fail(err, QD_E_NOT_FOUND, "no output of the network depends on input '%s'", input);
+        goto out;
+    }
+    for (qd_node_id id = n - 1; id >= 0; id--) {
+        const qd_node *node = qd_graph_node(g, id);
+        for (int k = 0; needed[id] && k < node->n_inputs; k++)
+            if (node->input[k] >= 0)
+                needed[node->input[k]] = true;
+    }
+    st = qd_graph_new(&part, err);
+    if (st)
+        goto out;
+    for (qd_node_id id = 0; id < n; id++)
+        if (needed[id])
+            qd_graph_copy_node(part, g, id, map);
+    for (int k = 0; k < qd_graph_outputs(g); k++)
+        if (depends[qd_graph_output_at(g, k)])
+            qd_graph_output(part, qd_graph_output_name(g, k), map[qd_graph_output_at(g, k)]);
+    st = qd_graph_verify(part, err);
+    if (st)
+        goto out;
+    *out = part;
+    part = NULL;
+out:
+    qd_graph_free(part);
+    qd_free(map);
+    qd_free(needed);
+    qd_free(depends);
     return st;
 }
 

@@ -63,7 +63,7 @@ static void golden_networks(void **state)
     for (int k = 0; k < qd_meta_count(golden_meta); k++) {
         const char *name, *config;
         qd_meta_at(golden_meta, k, &name, &config);
-        if (strchr(name, '.') || strncmp(name, "vq_", 3) == 0)
+        if (strchr(name, '.'))
             continue; /* "<case>.params" */
         char key[80];
         snprintf(key, sizeof(key), "%s.params", name);
@@ -76,7 +76,7 @@ static void golden_networks(void **state)
         qd_weights_free(w);
         cases++;
     }
-    assert_int_equal(cases, 22);
+    assert_int_equal(cases, 25);
 }
 
 #define SD1                                                                                                            \
@@ -237,7 +237,13 @@ static int64_t params_below(const qd_graph *g, const char *prefix)
     return n;
 }
 
-/* diffusion_models.md 5.1. */
+#define VQF4                                                                                                           \
+    "{\"_class_name\":\"VQModel\",\"sample_size\":256,\"block_out_channels\":[128,256,512],\"layers_per_block\":2,"    \
+    "\"num_vq_embeddings\":8192,"                                                                                      \
+    "\"down_block_types\":[\"DownEncoderBlock2D\",\"DownEncoderBlock2D\",\"DownEncoderBlock2D\"],"                     \
+    "\"up_block_types\":[\"UpDecoderBlock2D\",\"UpDecoderBlock2D\",\"UpDecoderBlock2D\"]}"
+
+/* diffusion_models.md 5.1 and 5.2. */
 static void published_first_stages(void **state)
 {
     qd_graph *g = blank_graph(KLF8);
@@ -246,6 +252,72 @@ static void published_first_stages(void **state)
     assert_int_equal(params_below(g, "decoder."), 49490179);
     assert_int_equal(params_below(g, "quant_conv.") + params_below(g, "post_quant_conv."), 92);
     qd_graph_free(g);
+    assert_int_equal(params_of(VQF4), 55322782);
+}
+
+/* Either half alone gives what the whole gives, from its own input. */
+static void halves(void **state)
+{
+    static const char *const names[] = { "kl_three_levels", "vq_base" };
+    static const char *const inputs[] = { "sample", "latent" };
+    for (int k = 0; k < 4; k++) {
+        qd_err err = { 0 };
+        qd_graph *g = NULL, *part = NULL;
+        qd_weights *w = filled_weights(qd_meta_find(golden_meta, names[k / 2]));
+        check_ok(build_status(qd_meta_find(golden_meta, names[k / 2]), w, NULL, &g, &err), &err);
+        check_ok(qd_zoo_part(g, inputs[k % 2], &part, &err), &err);
+        assert_int_equal(qd_graph_inputs(part), 1);
+        assert_string_equal(qd_graph_node(part, qd_graph_input_at(part, 0))->name, inputs[k % 2]);
+        assert_true(qd_graph_param_count(part) < qd_graph_param_count(g));
+        check_outputs(names[k / 2], part);
+        qd_graph_free(part);
+        part = NULL;
+        check_fails(qd_zoo_part(g, "timestep", &part, &err), QD_E_NOT_FOUND, "'timestep'", &err);
+        check_fails(qd_zoo_part(g, "decoder.conv_in", &part, &err), QD_E_NOT_FOUND, "'decoder.conv_in'", &err);
+        assert_null(part);
+        qd_graph_free(g);
+        qd_weights_free(w);
+    }
+}
+
+/* The trap of 5.2: a codebook model without scaling_factor has 1, a Gaussian one 0.18215. */
+static void default_scaling(void **state)
+{
+    qd_graph *g = blank_graph(VQF4);
+    assert_int_equal(qd_graph_find(g, "latent.unscaled"), -1);
+    qd_graph_free(g);
+    g = blank_graph(KLF8);
+    const qd_node_id id = qd_graph_find(g, "latent.unscaled");
+    assert_true(id >= 0);
+    assert_true(fabs(qd_node_float(qd_graph_node(g, id), "mul") - 1.0 / 0.18215) < 1e-9);
+    qd_graph_free(g);
+}
+
+#define KL(more) "{\"_class_name\":\"AutoencoderKL\"" more "}"
+#define VQ(more) "{\"_class_name\":\"VQModel\"" more "}"
+
+static void bad_first_stages(void **state)
+{
+    static const refusal rows[] = {
+        { QD_E_FORMAT, KL(",\"latent_channels\":0"), "'latent_channels'" },
+        { QD_E_FORMAT, KL(",\"sample_size\":1025"), "'sample_size'" },
+        { QD_E_UNSUPPORTED, KL(",\"down_block_types\":[\"DownBlock2D\"]"), "'DownBlock2D'" },
+        { QD_E_UNSUPPORTED, KL(",\"up_block_types\":[\"UpBlock2D\"]"), "'UpBlock2D'" },
+        { QD_E_INVALID, KL(",\"block_out_channels\":[32,64]"), "'block_out_channels' has 2" },
+        { QD_E_INVALID, KL(",\"norm_num_groups\":7"), "'norm_num_groups' is 7" },
+        { QD_E_INVALID, KL(",\"scaling_factor\":0"), "'scaling_factor' is 0" },
+        { QD_E_INVALID, KL(",\"shift_factor\":1e9"), "'shift_factor'" },
+        { QD_E_UNSUPPORTED, KL(",\"latents_mean\":[0.5]"), "'latents_mean'" },
+        { QD_E_UNSUPPORTED, KL(",\"latents_std\":[0.5]"), "'latents_std'" },
+        { QD_E_FORMAT, KL(",\"use_quant_conv\":1"), "'use_quant_conv'" },
+        { QD_E_UNSUPPORTED, KL(",\"act_fn\":\"mish\""), "'act_fn' is 'mish'" },
+        { QD_E_FORMAT, VQ(",\"num_vq_embeddings\":0"), "'num_vq_embeddings'" },
+        { QD_E_FORMAT, VQ(",\"vq_embed_dim\":-1"), "'vq_embed_dim'" },
+        { QD_E_UNSUPPORTED, VQ(",\"norm_type\":\"spatial\""), "'norm_type' is 'spatial'" },
+        { QD_E_UNSUPPORTED, VQ(",\"lookup_from_codebook\":true"), "'lookup_from_codebook'" },
+        { QD_E_NOT_FOUND, VQ(""), "'encoder.conv_in.weight'" },
+    };
+    check_refusals(rows, sizeof(rows) / sizeof(rows[0]));
 }
 
 int main(void)
@@ -257,6 +329,9 @@ int main(void)
         cmocka_unit_test(too_many_heads),
         cmocka_unit_test(context_is_the_third_input),
         cmocka_unit_test(published_first_stages),
+        cmocka_unit_test(halves),
+        cmocka_unit_test(default_scaling),
+        cmocka_unit_test(bad_first_stages),
     };
     return cmocka_run_group_tests(tests, open_golden, close_golden);
 }

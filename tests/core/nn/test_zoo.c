@@ -152,7 +152,7 @@ static void models_that_are_none(void **state)
     qd_model m = { 0 };
     check_fails(qd_zoo_build(&m, NULL, &g, &role, &err), QD_E_UNSUPPORTED, "config.json", &err);
     check_fails(qd_zoo_random("{]", 0, &g, &err), QD_E_FORMAT, NULL, &err);
-    check_fails(qd_zoo_random("{\"_class_name\":\"VQModel\"}", 0, &g, &err), QD_E_UNSUPPORTED, "known: UNet2DModel",
+    check_fails(qd_zoo_random("{\"_class_name\":\"UNet3D\"}", 0, &g, &err), QD_E_UNSUPPORTED, "known: UNet2DModel",
                 &err);
 
     /* A model that brings its graph gets a copy of it, with its role read from the inputs. */
