@@ -24,11 +24,18 @@ static qd_status cancel(void *ctx, const char *job_id, char **reply_json, qd_err
     return qd_fail(err, QD_E_NOT_FOUND, "there is no job '%s'", job_id);
 }
 
-/* A loop over a database with one running job, made once; its file has no name any more. */
+static char dir[] = "/tmp/quantd-fuzz-XXXXXX";
+
+static void remove_dir(void)
+{
+    qd_fs_remove_tree(dir, NULL);
+}
+
+/* A loop over a database with one running job, made once. The threads of the pool open the file later: it goes at the end. */
 static sv_loop *shared_loop(void)
 {
     static sv_loop *loop;
-    char dir[] = "/tmp/quantd-fuzz-XXXXXX", path[64], id[] = "job_1", kind[] = "sample", body[] = "{}";
+    char path[64], id[] = "job_1", kind[] = "sample", body[] = "{}";
     sv_loop_options o = { .cancel = cancel };
     sv_tuning t = sv_tuning_default;
     qd_err err = { 0 };
@@ -37,6 +44,7 @@ static sv_loop *shared_loop(void)
     if (loop)
         return loop;
     must(mkdtemp(dir));
+    atexit(remove_dir);
     snprintf(path, sizeof path, "%s/db", dir);
     must(sv_store_open(path, &o.store, &err) == QD_OK);
     must(sv_jobs_add(o.store, &in, NULL, &row, NULL, &err) == QD_OK);
@@ -47,7 +55,6 @@ static sv_loop *shared_loop(void)
     t.tick_ms = 1;
     t.close_ms = 5;
     must(sv_loop_new_tuned(&o, &t, &loop, &err) == QD_OK);
-    must(qd_fs_remove_tree(dir, &err) == QD_OK);
     return loop;
 }
 
