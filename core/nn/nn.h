@@ -3,6 +3,7 @@
 #define QD_NN_NN_H
 
 #include "base/err.h"
+#include "base/rng.h"
 #include "base/run.h"
 #include "graph/graph.h"
 #include "model/model.h"
@@ -45,5 +46,119 @@ const qd_network_kind *qd_network_kind_find(const char *name);
 /* What depends on the input of that name, and what that needs: of a first stage, "sample" gives the encoder, "latent" the decoder.
  * Shares constants. QD_E_NOT_FOUND when there is no such input, or no output depends on it. */
 qd_status qd_zoo_part(const qd_graph *g, const char *input, qd_graph **out, qd_err *err);
+
+/* --- losses (loss.c): nodes added to a graph; each gives one f32 without axes. `name` begins the names of the nodes. A failure
+ * sticks to the graph. --- */
+
+/* Mean over rows of -sum target log softmax(logits); logits, target [N, C], rows of target sum to 1 (one-hot or soft). */
+qd_node_id qd_loss_cross_entropy(qd_graph *g, const char *name, qd_node_id logits, qd_node_id target);
+/* T^2 sum p log(p / q) / N, p = softmax(teacher / T), q = softmax(student / T), both [N, C]; per_class divides by C too (ris.md 2.5). */
+qd_node_id qd_loss_kl(qd_graph *g, const char *name, qd_node_id student, qd_node_id teacher, double temperature,
+                      bool per_class);
+/* Means over all elements of (a - b)^2 and |a - b|; mean over rows of 1 - cos(a, b), a and b [N, D]. */
+qd_node_id qd_loss_mse(qd_graph *g, const char *name, qd_node_id a, qd_node_id b);
+qd_node_id qd_loss_l1(qd_graph *g, const char *name, qd_node_id a, qd_node_id b);
+qd_node_id qd_loss_cosine(qd_graph *g, const char *name, qd_node_id a, qd_node_id b);
+/* Contrast (colt.md 4): with u the rows of z [N, D] at length 1 and s = u u^T, the mean over i of
+ *   log sum_{a != i} exp(s_ia / tau) - sum_j target_ij s_ij / tau.
+ * target and self [N, N] are inputs filled by the functions below. */
+qd_node_id qd_loss_contrast(qd_graph *g, const char *name, qd_node_id z, qd_node_id target, qd_node_id self,
+                            double tau);
+/* Rows of x [N, D] at length 1. */
+qd_node_id qd_unit_rows(qd_graph *g, const char *name, qd_node_id x);
+
+void qd_one_hot(float *dst, const int32_t *label, int64_t n, int64_t classes); // dst [n, classes]
+void qd_contrast_self(float *self, int64_t n);                                 // [n, n]
+/* NT-Xent: row i and row i + n / 2 are two views of one image. SupCon: rows of one label, 1 / their number each. */
+void qd_contrast_pairs(float *target, int64_t n);
+void qd_contrast_labels(float *target, const int32_t *label, int64_t n);
+
+/* --- optimizers (optim.c): rows of a table, each a rule for one tensor --- */
+
+typedef struct qd_optim_options {
+    const struct qd_optim *rule;
+    double momentum;     /* sgd, lars */
+    bool nesterov;       /* sgd */
+    double beta1, beta2; /* adam, adamw */
+    double eps;          /* adam, adamw */
+    double weight_decay; /* added to the gradient; adamw: w shrinks by lr decay */
+    double trust;        /* lars: eta */
+} qd_optim_options;
+
+typedef struct qd_optim {
+    const char *name, *summary;
+    qd_optim_options defaults;
+    int slots; /* arrays of state beside each tensor, zero at first */
+    /* Step number `step` (from 1) on w [n]. Pure; the same bytes whatever runs beside it. */
+    void (*apply)(const qd_optim_options *o, int64_t step, double lr, float *w, const float *grad, float *const *slot,
+                  int64_t n);
+} qd_optim;
+extern const qd_optim qd_optim_sgd, qd_optim_adam, qd_optim_adamw, qd_optim_lars;
+extern const qd_optim *const qd_optims[]; /* NULL-terminated */
+const qd_optim *qd_optim_find(const char *name);
+
+/* Learning rate of a step (from 0). Linear from 0 over `warmup` steps, then the shape. */
+typedef enum qd_lr_shape { QD_LR_CONSTANT, QD_LR_STEPS, QD_LR_COSINE } qd_lr_shape;
+typedef struct qd_lr_schedule {
+    qd_lr_shape shape;
+    double lr, lr_min; /* cosine ends at lr_min */
+    int64_t warmup, total;
+    double factor; /* steps: lr is multiplied by it at each of `at` */
+    int n_at;
+    int64_t at[8];
+} qd_lr_schedule;
+double qd_lr_at(const qd_lr_schedule *s, int64_t step);
+
+/* Scale all n values so that their length is at most `most`; returns the length before. */
+double qd_clip_norm(float *grad, int64_t n, double most);
+/* average = decay average + (1 - decay) w */
+void qd_ema_update(float *average, const float *w, int64_t n, double decay);
+
+/* --- training (trainer.c) --- */
+
+typedef enum qd_bn_mode {
+    QD_BN_TRAIN, /* statistics of the batch; running ones follow */
+    QD_BN_FROZEN /* running statistics as they are; weight and bias learn */
+} qd_bn_mode;
+
+typedef struct qd_trainer_options {
+    /* The network as for inference: float constants that are weights, biases, norm parameters or tables become parameters. */
+    const qd_graph *network;
+    bool (*trains)(void *ctx, const char *constant); /* NULL: all of them */
+    qd_bn_mode batch_norm;
+    double bn_momentum; /* of running statistics, PyTorch's sense; 0 counts as 0.1 */
+    /* Adds inputs of its own (targets) and the loss. outputs are those of the network. */
+    qd_status (*loss)(void *ctx, qd_graph *g, const qd_node_id *outputs, int n_outputs, qd_node_id *loss, qd_err *err);
+    /* Fills the inputs that are not parameters, in the order in which they were added, for one step. All chance comes from rng,
+     * which depends on the seed and the step alone. */
+    qd_status (*batch)(void *ctx, qd_rng *rng, int64_t step, void *const *inputs, qd_err *err);
+    void *ctx;
+
+    int64_t batch_size; /* for the -1 of inputs */
+    qd_optim_options optim;
+    qd_lr_schedule schedule;
+    double clip_norm;                 /* 0 = off */
+    double ema_decay;                 /* 0 = no average is kept */
+    const struct qd_backend *backend; /* NULL = the default */
+    bool profile;                     /* of the plan */
+} qd_trainer_options;
+
+typedef struct qd_trainer qd_trainer;
+/* run: threads, seed, budget. The network may be freed when the trainer is. */
+qd_status qd_trainer_new(const qd_trainer_options *o, const qd_run *run, qd_trainer **out, qd_err *err);
+void qd_trainer_free(qd_trainer *t);
+/* Steps until `until` have been made since the start; reports the metrics "loss" and "lr". QD_E_NUMERIC when the loss is not finite.
+ * Cancelled between or within steps, parameters are those of the last whole step. */
+qd_status qd_trainer_run(qd_trainer *t, const qd_run *run, int64_t until, qd_err *err);
+int64_t qd_trainer_step(const qd_trainer *t); /* made so far */
+double qd_trainer_loss(const qd_trainer *t);  /* of the last */
+/* All that the next steps depend on, as a safetensors file; continuing from it gives the bytes of a run that never stopped (on the
+ * same kind of CPU, with as many threads). load refuses a checkpoint of another network, optimizer or seed. */
+qd_status qd_trainer_save(const qd_trainer *t, const char *path, qd_err *err);
+qd_status qd_trainer_load(qd_trainer *t, const char *path, qd_err *err);
+/* The network with what was learned in place of its constants; averaged: the moving average. */
+qd_status qd_trainer_network(const qd_trainer *t, bool averaged, qd_graph **out, qd_err *err);
+/* The compiled step, for benchmarks and profiles. Lent. */
+struct qd_plan *qd_trainer_plan(const qd_trainer *t);
 
 #endif
