@@ -99,8 +99,11 @@ static qd_status kl_build(const qd_config *config, qd_weight_source *weights, co
     if (st)
         return st;
     qd_net net = qd_autoencoder_net(&k.a, weights, g);
+    qd_ddpm_names names;
+    qd_ddpm_names_use(&names, weights, "encoder.mid.block_1.norm1.weight", k.a.levels);
     add_encoder(&net, &k);
     add_decoder(&net, &k);
+    qd_ddpm_names_done(&names, weights);
     st = qd_graph_verify(g, err);
     if (st) {
         qd_graph_free(g);

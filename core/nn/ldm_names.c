@@ -47,11 +47,7 @@ const char *qd_ldm_scope(const qd_ldm *l)
 
 /* --- from diffusers names to theirs --- */
 
-typedef struct rename_row {
-    const char *ours, *theirs;
-} rename_row;
-
-static const rename_row top_rows[] = {
+static const qd_rename_row top_rows[] = {
     { "conv_in.", "input_blocks.0.0." },
     { "time_embedding.linear_1.", "time_embed.0." },
     { "time_embedding.linear_2.", "time_embed.2." },
@@ -61,7 +57,7 @@ static const rename_row top_rows[] = {
     { NULL, NULL },
 };
 
-static const rename_row resnet_rows[] = {
+static const qd_rename_row resnet_rows[] = {
     { "norm1.", "in_layers.0." },
     { "conv1.", "in_layers.2." },
     { "norm2.", "out_layers.0." },
@@ -71,30 +67,19 @@ static const rename_row resnet_rows[] = {
     { NULL, NULL },
 };
 
-static const rename_row attention_rows[] = {
+static const qd_rename_row attention_rows[] = {
     { "group_norm.", "norm." }, { "to_q.", "qkv." },          { "to_k.", "qkv." },
     { "to_v.", "qkv." },        { "to_out.0.", "proj_out." }, { NULL, NULL },
 };
-
-/* "<before><theirs><what follows ours>"; false when no row begins like `name`, or the result is too long. */
-static bool rename_by(const rename_row *rows, const char *before, const char *name, char out[QD_NN_NAME])
-{
-    for (; rows->ours; rows++) {
-        const size_t n = strlen(rows->ours);
-        if (strncmp(name, rows->ours, n) == 0)
-            return snprintf(out, QD_NN_NAME, "%s%s%s", before, rows->theirs, name + n) < QD_NN_NAME;
-    }
-    return false;
-}
 
 /* The inside of a block: a resnet, or an attention. */
 static bool place_inside(const qd_ldm *l, const char *before, bool attention, const char *rest, qd_weight_place *out)
 {
     if (!attention)
-        return rename_by(resnet_rows, before, rest, out->name);
+        return qd_rename_by(resnet_rows, before, rest, out->name);
     if (l->transformer) /* whose names coincide */
         return snprintf(out->name, sizeof(out->name), "%s%s", before, rest) < (int)sizeof(out->name);
-    if (!rename_by(attention_rows, before, rest, out->name))
+    if (!qd_rename_by(attention_rows, before, rest, out->name))
         return false;
     const char *part = strncmp(rest, "to_", 3) == 0 ? strchr("qkv", rest[3]) : NULL;
     if (part && rest[3]) {
@@ -156,7 +141,7 @@ bool qd_ldm_locate(const void *ldm, const char *name, qd_weight_place *out)
     const qd_ldm *l = ldm;
     int64_t channels = 0;
     char inner[QD_NN_NAME];
-    if (!rename_by(top_rows, "", name, out->name) && !place_block(l, name, out, &channels))
+    if (!qd_rename_by(top_rows, "", name, out->name) && !place_block(l, name, out, &channels))
         return false;
     if (out->heads)
         out->heads = l->qkv_split_first ? 1 : heads_of(l, channels);

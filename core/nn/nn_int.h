@@ -37,6 +37,22 @@ typedef struct qd_weight_place {
 typedef bool (*qd_weight_locate)(const void *ctx, const char *name, qd_weight_place *out);
 void qd_weight_source_rename(qd_weight_source *s, qd_weight_locate locate, const void *ctx, const char *scope);
 
+/* Beginnings of names, ours and a file's; ends with NULL. */
+typedef struct qd_rename_row {
+    const char *ours, *theirs;
+} qd_rename_row;
+/* "<before><theirs><what follows ours>" by the first row that `name` begins with; false when there is none, or no room. */
+bool qd_rename_by(const qd_rename_row *rows, const char *before, const char *name, char out[QD_NN_NAME]);
+
+/* --- ddpm_names.c: names of the original DDPM code, which the first stages of latent diffusion use too --- */
+typedef struct qd_ddpm_names {
+    char prefix[32];
+    int levels;
+} qd_ddpm_names;
+/* If the file holds `probe` under such a prefix, builders find its tensors until _done, and *n must live till then. */
+void qd_ddpm_names_use(qd_ddpm_names *n, qd_weight_source *s, const char *probe, int levels);
+void qd_ddpm_names_done(const qd_ddpm_names *n, qd_weight_source *s);
+
 /* --- keys.c: what several networks read from their configs --- */
 
 #define QD_NN_MAX_LEVELS 11 /* 2^10 divides no image side above 1024 more often */

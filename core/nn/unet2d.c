@@ -181,7 +181,11 @@ static qd_status unet2d_build(const qd_config *config, qd_weight_source *weights
     if (st)
         return st;
     qd_keys_warn(config, "UNet2DModel", known_keys, run);
-    return qd_unet_build(&u, weights, run, out, err);
+    qd_ddpm_names names;
+    qd_ddpm_names_use(&names, weights, "temb.dense.0.weight", u.levels);
+    st = qd_unet_build(&u, weights, run, out, err);
+    qd_ddpm_names_done(&names, weights);
+    return st;
 }
 
 const qd_network_kind qd_kind_unet2d = {

@@ -102,8 +102,11 @@ static qd_status vq_build(const qd_config *config, qd_weight_source *weights, co
     if (st)
         return st;
     qd_net net = qd_autoencoder_net(&v.a, weights, g);
+    qd_ddpm_names names;
+    qd_ddpm_names_use(&names, weights, "encoder.mid.block_1.norm1.weight", v.a.levels);
     add_encoder(&net, &v);
     add_decoder(&net, &v);
+    qd_ddpm_names_done(&names, weights);
     st = qd_graph_verify(g, err);
     if (st) {
         qd_graph_free(g);

@@ -110,6 +110,16 @@ void qd_weight_source_rename(qd_weight_source *s, qd_weight_locate locate, const
     snprintf(s->scope, sizeof(s->scope), "%s", scope);
 }
 
+bool qd_rename_by(const qd_rename_row *rows, const char *before, const char *name, char out[QD_NN_NAME])
+{
+    for (; rows->ours; rows++) {
+        const size_t n = strlen(rows->ours);
+        if (strncmp(name, rows->ours, n) == 0)
+            return snprintf(out, QD_NN_NAME, "%s%s%s", before, rows->theirs, name + n) < QD_NN_NAME;
+    }
+    return false;
+}
+
 bool qd_weight_source_is_file(const qd_weight_source *s)
 {
     return s->kind == SOURCE_FILE;

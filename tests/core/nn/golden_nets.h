@@ -69,4 +69,30 @@ static inline qd_status build_status(const char *config, const qd_weights *w, co
     return st;
 }
 
+/* Each allocation of building `config` from `w` fails in turn: always words, never a leak, never half a graph. */
+static inline void build_allocations_fail(const char *config, const qd_weights *w)
+{
+    long k = 0;
+    for (;; k++) {
+        qd_err err = { 0 };
+        qd_graph *g = NULL;
+        qd_role role = QD_ROLE_OTHER;
+        qd_config *c = parse_config(config);
+        const qd_model m = { .weights = (qd_weights *)w, .config = c };
+        qd_mem_fault_set(k);
+        const qd_status st = qd_zoo_build(&m, NULL, &g, &role, &err);
+        const bool hit = qd_mem_fault_hit();
+        qd_mem_fault_set(-1);
+        qd_config_free(c);
+        if (!hit) {
+            check_ok(st, &err);
+            qd_graph_free(g);
+            break;
+        }
+        check_fails(st, QD_E_NOMEM, NULL, &err);
+        assert_null(g);
+    }
+    assert_true(k > 10);
+}
+
 #endif

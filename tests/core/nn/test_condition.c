@@ -320,6 +320,50 @@ static void bad_first_stages(void **state)
     check_refusals(rows, sizeof(rows) / sizeof(rows[0]));
 }
 
+static void allocations_fail(void **state)
+{
+    static const char *const names[] = { "cond_base", "kl_base", "vq_base" };
+    for (int k = 0; k < 3; k++) {
+        const char *config = qd_meta_find(golden_meta, names[k]);
+        qd_weights *w = filled_weights(config);
+        build_allocations_fail(config, w);
+        qd_weights_free(w);
+    }
+}
+
+/* First stages from before diffusers renamed its attention (9.10). */
+static void old_attention_names(void **state)
+{
+    static const char *const renamed[][2] = {
+        { ".to_q.", ".query." }, { ".to_k.", ".key." }, { ".to_v.", ".value." }, { ".to_out.0.", ".proj_attn." }
+    };
+    qd_err err = { 0 };
+    const char *config = qd_meta_find(golden_meta, "vq_attention");
+    qd_weights *w = filled_weights(config), *old = NULL;
+    qd_graph *g = NULL;
+    int changed = 0;
+    check_ok(qd_weights_new(&old, &err), &err);
+    for (int k = 0; k < qd_weights_count(w); k++) {
+        const char *have = qd_weights_name(w, k);
+        char name[160];
+        snprintf(name, sizeof(name), "%s", have);
+        for (int j = 0; j < 4; j++) {
+            const char *at = strstr(have, renamed[j][0]);
+            if (at)
+                snprintf(name, sizeof(name), "%.*s%s%s", (int)(at - have), have, renamed[j][1],
+                         at + strlen(renamed[j][0]));
+            changed += at != NULL;
+        }
+        check_ok(qd_weights_add(old, name, qd_weights_at(w, k), &err), &err);
+    }
+    assert_int_equal(changed, 8 * 5); /* weight and bias; 1 down, 2 up, 2 middles */
+    check_ok(build_status(config, old, NULL, &g, &err), &err);
+    check_outputs("vq_attention", g);
+    qd_graph_free(g);
+    qd_weights_free(old);
+    qd_weights_free(w);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -332,6 +376,8 @@ int main(void)
         cmocka_unit_test(halves),
         cmocka_unit_test(default_scaling),
         cmocka_unit_test(bad_first_stages),
+        cmocka_unit_test(allocations_fail),
+        cmocka_unit_test(old_attention_names),
     };
     return cmocka_run_group_tests(tests, open_golden, close_golden);
 }

@@ -482,12 +482,141 @@ static void bad_files(void **state)
     qd_weights_free(w);
 }
 
+/* --- the original DDPM code's names (3.1), by string surgery from the other side --- */
+
+static void swap(char *name, size_t size, const char *have, const char *want)
+{
+    char copy[200];
+    const char *at = strstr(name, have);
+    if (!at)
+        return;
+    snprintf(copy, sizeof(copy), "%.*s%s%s", (int)(at - name), name, want, at + strlen(have));
+    snprintf(name, size, "%s", copy);
+}
+
+static qd_weights *to_ddpm(const qd_weights *w, int levels, const char *prefix)
+{
+    static const char *const rows[][2] = {
+        { "time_embedding.linear_1", "temb.dense.0" },
+        { "time_embedding.linear_2", "temb.dense.1" },
+        { "mid_block.resnets.0", "mid.block_1" },
+        { "mid_block.resnets.1", "mid.block_2" },
+        { "mid_block.attentions.0", "mid.attn_1" },
+        { ".downsamplers.0.", ".downsample." },
+        { ".upsamplers.0.", ".upsample." },
+        { ".resnets.", ".block." },
+        { ".attentions.", ".attn." },
+        { "conv_norm_out", "norm_out" },
+        { "time_emb_proj", "temb_proj" },
+        { "conv_shortcut", "nin_shortcut" },
+        { ".group_norm.", ".norm." },
+        { ".to_q.", ".q." },
+        { ".to_k.", ".k." },
+        { ".to_v.", ".v." },
+        { ".to_out.0.", ".proj_out." },
+        { "down_blocks.", "down." },
+    };
+    qd_err err = { 0 };
+    qd_weights *out = NULL;
+    check_ok(qd_weights_new(&out, &err), &err);
+    for (int k = 0; k < qd_weights_count(w); k++) {
+        char name[300], have[40], want[40];
+        const char *ours = qd_weights_name(w, k);
+        snprintf(name, sizeof(name), "%s%s", prefix, ours);
+        for (size_t j = 0; j < sizeof(rows) / sizeof(rows[0]); j++)
+            swap(name, sizeof(name), rows[j][0], rows[j][1]);
+        for (int i = 0; i < levels; i++) {
+            snprintf(have, sizeof(have), "up_blocks.%d.", i);
+            snprintf(want, sizeof(want), "up.%d.", levels - 1 - i);
+            swap(name, sizeof(name), have, want);
+        }
+        qd_tensor t = { 0 };
+        qd_tensor_share(&t, qd_weights_at(w, k));
+        const bool attention = strstr(ours, ".attentions.") && t.shape.rank == 2;
+        for (int j = 0; j < 2 && attention; j++) /* 1x1 convolutions there */
+            t.shape.dim[t.shape.rank++] = 1;
+        add(out, name, &t);
+        qd_tensor_clear(&t);
+    }
+    return out;
+}
+
+#define VQ                                                                                                             \
+    "{\"_class_name\":\"VQModel\",\"sample_size\":8,\"block_out_channels\":[8,12],\"norm_num_groups\":4,"              \
+    "\"num_vq_embeddings\":9,\"down_block_types\":[\"DownEncoderBlock2D\",\"AttnDownEncoderBlock2D\"],"                \
+    "\"up_block_types\":[\"AttnUpDecoderBlock2D\",\"UpDecoderBlock2D\"]}"
+#define KL "{\"_class_name\":\"AutoencoderKL\",\"sample_size\":8,\"block_out_channels\":[8],\"norm_num_groups\":4}"
+
+/* The same constants under the same nodes. */
+static void check_same_weights(const char *config, const qd_weights *w, const qd_weights *renamed)
+{
+    qd_err err = { 0 };
+    qd_graph *g = NULL;
+    int n = 0;
+    check_ok(build_status(config, renamed, NULL, &g, &err), &err);
+    for (int k = 0; k < qd_graph_size(g); k++) {
+        const qd_node *c = qd_graph_node(g, k);
+        if (c->op != &qd_op_const)
+            continue;
+        const qd_tensor *t = qd_weights_find(w, c->name);
+        assert_non_null(t);
+        assert_true(qd_shape_equal(&t->shape, &c->shape));
+        assert_memory_equal(c->value.data, t->data, qd_tensor_bytes(t));
+        n++;
+    }
+    assert_int_equal(n, qd_weights_count(w));
+    qd_graph_free(g);
+}
+
+static void original_ddpm_names(void **state)
+{
+    static const char unet[] =
+        "{\"_class_name\":\"UNet2DModel\",\"sample_size\":8,\"block_out_channels\":[8,16,12],\"norm_num_groups\":4,"
+        "\"attention_head_dim\":null,\"downsample_padding\":0,"
+        "\"down_block_types\":[\"DownBlock2D\",\"AttnDownBlock2D\",\"DownBlock2D\"],"
+        "\"up_block_types\":[\"UpBlock2D\",\"AttnUpBlock2D\",\"UpBlock2D\"]}";
+    static const struct {
+        const char *config, *prefix, *present;
+        int levels;
+    } rows[] = {
+        { unet, "", "up.0.block.2.nin_shortcut.weight", 3 },
+        { VQ, "", "decoder.up.1.attn.0.q.weight", 2 },
+        { VQ, "first_stage_model.", "first_stage_model.encoder.down.0.downsample.conv.bias", 2 },
+        { KL, "first_stage_model.", "first_stage_model.post_quant_conv.weight", 1 },
+    };
+    for (size_t k = 0; k < sizeof(rows) / sizeof(rows[0]); k++) {
+        qd_err err = { 0 };
+        qd_graph *g = NULL;
+        qd_weights *w = filled_weights(rows[k].config), *d = to_ddpm(w, rows[k].levels, rows[k].prefix);
+        assert_non_null(qd_weights_find(d, rows[k].present));
+        if (rows[k].prefix[0]) /* in a whole checkpoint */
+            add(d, "model.diffusion_model.out.2.bias", qd_weights_at(w, 0));
+        check_same_weights(rows[k].config, w, d);
+        char extra[80];
+        snprintf(extra, sizeof(extra), "%sconv_extra.bias", rows[k].prefix);
+        add(d, extra, qd_weights_at(w, 0));
+        check_fails(build_status(rows[k].config, d, NULL, &g, &err), QD_E_FORMAT, extra, &err);
+        assert_null(g);
+        qd_weights_free(d);
+        qd_weights_free(w);
+    }
+}
+
+static void allocations_fail(void **state)
+{
+    qd_weights *w = filled_weights(SPATIAL);
+    qd_weights *l = to_ldm(w, &spatial_layout, "model.diffusion_model.", false, heads_of_16);
+    build_allocations_fail("{\"_class_name\":\"UNetModel\",\"image_size\":8,\"num_head_channels\":16}", l);
+    qd_weights_free(l);
+    qd_weights_free(w);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(attention_blocks), cmocka_unit_test(resnet_resampling), cmocka_unit_test(transformers),
-        cmocka_unit_test(averaged_copies),  cmocka_unit_test(published_totals),  cmocka_unit_test(bad_configs),
-        cmocka_unit_test(bad_files),
+        cmocka_unit_test(attention_blocks), cmocka_unit_test(resnet_resampling),   cmocka_unit_test(transformers),
+        cmocka_unit_test(averaged_copies),  cmocka_unit_test(published_totals),    cmocka_unit_test(bad_configs),
+        cmocka_unit_test(bad_files),        cmocka_unit_test(original_ddpm_names), cmocka_unit_test(allocations_fail),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
