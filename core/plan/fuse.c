@@ -315,6 +315,7 @@ static void match_product(qd_fused *f, qd_node_id id)
             const qd_node_id a = qd_fused_input(f, next, 0), b = qd_fused_input(f, next, 1);
             const qd_node_id other = a == through ? b : a;
             if (other == through || !qd_shape_equal(&f->shapes[other], &f->shapes[next]) ||
+                !qd_shape_equal(&f->shapes[through], &f->shapes[next]) || /* the product itself would be broadcast */
                 f->info[other].folded.data || comes_from_later_product(f, other, id))
                 break;
             gr.residual = other;
