@@ -270,6 +270,32 @@ out:
     return st;
 }
 
+/* --- for other rows of folders --- */
+
+qd_status qd_folder_list(const char *dir, const char *suffix, int *n, char **first, qd_err *err)
+{
+    listing l = { 0 };
+    const qd_status st = list(dir, suffix, &l, err);
+
+    if (st)
+        return st;
+    *n = l.n;
+    *first = l.first;
+    qd_free(l.second);
+    return QD_OK;
+}
+
+char *qd_folder_root(const char *path)
+{
+    char *nested = only_folder_in(path);
+    return nested ? nested : qd_strdup(path);
+}
+
+qd_status qd_folder_scheduler(const char *dir, qd_config **out, qd_err *err)
+{
+    return load_config(dir, "scheduler_config.json", out, err);
+}
+
 /* --- the row --- */
 
 bool qd_folder_sniff(const char *path)

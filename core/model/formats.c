@@ -1,5 +1,5 @@
 /* formats.c - the table of model formats, and opening whatever a path holds. */
-#include "model/model_int.h"
+#include "model/onnx_int.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -69,8 +69,23 @@ static const qd_format format_safetensors = {
     .load = file_load,
 };
 
-/* Tried in this order: a bundle is a safetensors file too. */
-const qd_format *const qd_formats[] = { &format_folder, &format_bundle, &format_safetensors, NULL };
+static const qd_format format_onnx_folder = {
+    .name = "onnx-folder",
+    .summary =
+        "Folder: one *.onnx file, its external data beside it, no *.safetensors; scheduler_config.json if there is one.",
+    .sniff = qd_onnx_folder_sniff,
+    .load = qd_onnx_folder_load,
+};
+static const qd_format format_onnx = {
+    .name = "onnx",
+    .summary = "One ONNX file, opset 7 to 21.",
+    .sniff = qd_onnx_sniff,
+    .load = qd_onnx_load,
+};
+
+/* Tried in this order: a bundle is a safetensors file too, and every folder may be one of diffusers. */
+const qd_format *const qd_formats[] = { &format_onnx_folder, &format_folder, &format_bundle,
+                                        &format_safetensors, &format_onnx,   NULL };
 
 /* --- opening --- */
 
@@ -83,7 +98,7 @@ qd_status qd_model_load_file(const char *path, qd_budget *budget, qd_model *m, q
         }
     return qd_fail(err, QD_E_UNSUPPORTED,
                    "'%.200s' is in no format we read: a folder in the diffusers layout, a "
-                   "safetensors file, or a bundle of quantd",
+                   "safetensors file, an ONNX file, or a bundle of quantd",
                    qd_base_name(path));
 }
 

@@ -48,6 +48,12 @@ bool qd_safetensors_sniff(const char *path);
 bool qd_safetensors_header_has(const char *path, const char *text);
 
 /* --- folder.c --- */
+/* Names in `dir` that end in `suffix`: how many, and the first in alphabetical order (qd_free). */
+qd_status qd_folder_list(const char *dir, const char *suffix, int *n, char **first, qd_err *err);
+/* The folder itself, or the only one inside it, where a packer put one around (qd_free). NULL when out of memory. */
+char *qd_folder_root(const char *path);
+/* scheduler_config.json of a folder, where there is one. */
+qd_status qd_folder_scheduler(const char *dir, qd_config **out, qd_err *err);
 bool qd_folder_sniff(const char *path);
 qd_status qd_folder_load(const char *path, qd_budget *budget, qd_model *m, qd_err *err);
 

@@ -97,6 +97,12 @@ typedef struct qd_levels {
 } qd_levels;
 qd_status qd_keys_levels(const qd_config *c, const qd_block_kind *kinds, qd_levels *l, qd_err *err);
 
+/* --- carried.c --- */
+
+/* A copy of a graph that came with the model, without what no output needs, and what it is for. A denoiser's inputs and output get the
+ * names of nn.h. */
+qd_status qd_carried_graph(const qd_graph *g, qd_graph **out, qd_role *role, qd_err *err);
+
 /* --- blocks.c --- */
 
 /* An image value on its way through the network: [N, channels, height, width]. id -1 = building has failed. */

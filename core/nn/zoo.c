@@ -38,18 +38,6 @@ static qd_status kind_of(const qd_config *config, const qd_network_kind **out, q
                    known);
 }
 
-/* A graph that came with the model is known by its inputs. */
-static qd_role role_of_graph(const qd_graph *g)
-{
-    bool sample = false, timestep = false;
-    for (int k = 0; k < qd_graph_inputs(g); k++) {
-        const char *name = qd_graph_node(g, qd_graph_input_at(g, k))->name;
-        sample |= strcmp(name, "sample") == 0;
-        timestep |= strcmp(name, "timestep") == 0;
-    }
-    return sample && timestep ? QD_ROLE_DENOISER : QD_ROLE_OTHER;
-}
-
 static qd_status no_config(const qd_weights *w, qd_err *err)
 {
     static const char *const ldm_names[] = { "model.diffusion_model.input_blocks.0.0.weight",
@@ -64,12 +52,8 @@ static qd_status no_config(const qd_weights *w, qd_err *err)
 
 qd_status qd_zoo_build(const qd_model *m, const qd_run *run, qd_graph **graph, qd_role *role, qd_err *err)
 {
-    if (m->graph) {
-        qd_status st = qd_graph_prune(m->graph, graph, err);
-        if (!st)
-            *role = role_of_graph(*graph);
-        return st;
-    }
+    if (m->graph)
+        return qd_carried_graph(m->graph, graph, role, err);
     if (!m->config)
         return no_config(m->weights, err);
 

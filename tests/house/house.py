@@ -31,6 +31,8 @@ DOORS = {
     "wslay/": ["server/live/"],
     "jansson.h": ["server/", "core/model/safetensors.c", "core/model/bundle.c", "core/model/config.c", "core/model/model_int.h",
                   "core/model/formats.c"],
+    "onnx.pb-c.h": ["core/model/onnx_wire.c"],
+    "protobuf-c/": ["core/model/onnx_wire.c"],
     "oneapi/dnnl": ["core/plan/"],
     "cblas.h": ["core/plan/"],
     "lapacke.h": ["core/metrics/"],
