@@ -482,6 +482,49 @@ static void bad_files(void **state)
     qd_weights_free(w);
 }
 
+/* Shapes are believed only as far as they fit: each tensor in turn gets shapes no network has. */
+static void strange_shapes(void **state)
+{
+    static const char *const configs[] = { "{\"_class_name\":\"UNetModel\",\"image_size\":8,\"num_head_channels\":16}",
+                                           "{\"_class_name\":\"UNetModel\",\"image_size\":8,\"num_heads\":2}" };
+    const qd_shape shapes[] = { { .rank = 0 },
+                                QD_SHAPE(0),
+                                QD_SHAPE(3, 0),
+                                QD_SHAPE(0, 3, 3, 3),
+                                QD_SHAPE(31, 3, 3, 3),
+                                QD_SHAPE(32, 0, 3, 3),
+                                QD_SHAPE(1, 1, 1, 1),
+                                QD_SHAPE(9000, 1, 1, 1),
+                                QD_SHAPE(1, 1, 1, 1, 1, 1, 1, 1) };
+    static const layout layouts[] = { { .levels = 2, .blocks = 1, .attention = 2 },
+                                      { .levels = 2, .blocks = 1, .attention = 2, .transformer = true } };
+    char cross[800];
+    snprintf(cross, sizeof(cross), CROSS, "false");
+    for (int which = 0; which < 2; which++) {
+        qd_weights *w = filled_weights(which ? cross : SPATIAL);
+        qd_weights *whole = to_ldm(w, &layouts[which], "", false, heads_of_16);
+        const int n = qd_weights_count(whole), n_shapes = (int)(sizeof(shapes) / sizeof(shapes[0]));
+        for (int k = 0; k < n * n_shapes; k++) {
+            qd_err err = { 0 };
+            qd_weights *part = NULL;
+            qd_graph *g = NULL;
+            qd_tensor t = { 0 };
+            check_ok(qd_weights_new(&part, &err), &err);
+            check_ok(qd_tensor_init(&t, QD_F32, &shapes[k % n_shapes], NULL, &err), &err);
+            for (int j = 0; j < n; j++)
+                add(part, qd_weights_name(whole, j), j == k / n_shapes ? &t : qd_weights_at(whole, j));
+            const qd_status st = build_status(configs[which], part, NULL, &g, &err);
+            if (!st || !err.text[0])
+                fail_msg("'%s' with shape %d of the list was accepted", qd_weights_name(whole, k / n_shapes),
+                         k % n_shapes);
+            qd_tensor_clear(&t);
+            qd_weights_free(part);
+        }
+        qd_weights_free(whole);
+        qd_weights_free(w);
+    }
+}
+
 /* --- the original DDPM code's names (3.1), by string surgery from the other side --- */
 
 static void swap(char *name, size_t size, const char *have, const char *want)
@@ -614,9 +657,10 @@ static void allocations_fail(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(attention_blocks), cmocka_unit_test(resnet_resampling),   cmocka_unit_test(transformers),
-        cmocka_unit_test(averaged_copies),  cmocka_unit_test(published_totals),    cmocka_unit_test(bad_configs),
-        cmocka_unit_test(bad_files),        cmocka_unit_test(original_ddpm_names), cmocka_unit_test(allocations_fail),
+        cmocka_unit_test(attention_blocks), cmocka_unit_test(resnet_resampling), cmocka_unit_test(transformers),
+        cmocka_unit_test(averaged_copies),  cmocka_unit_test(published_totals),  cmocka_unit_test(bad_configs),
+        cmocka_unit_test(bad_files),        cmocka_unit_test(strange_shapes),    cmocka_unit_test(original_ddpm_names),
+        cmocka_unit_test(allocations_fail),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
