@@ -191,6 +191,19 @@ static void on_signal(void *ctx, int signum)
     sv_loop_stop(a->loop);
 }
 
+/* Compact text of an object, which is dropped (qd_free); NULL when out of memory. */
+static char *take_text(json_t *o)
+{
+    const size_t n = json_dumpb(o, NULL, 0, JSON_COMPACT);
+    char *text = n > 0 ? qd_alloc(n + 1) : NULL;
+    if (text) {
+        json_dumpb(o, text, n, JSON_COMPACT);
+        text[n] = '\0';
+    }
+    json_decref(o);
+    return text;
+}
+
 static qd_status on_cancel(void *ctx, const char *job_id, char **reply, qd_err *err)
 {
     app *a = ctx;
@@ -199,15 +212,14 @@ static qd_status on_cancel(void *ctx, const char *job_id, char **reply, qd_err *
     const qd_status st = sv_jobs_request_cancel(a->store, a->workers, a->bus, job_id, &o, &status, err);
     if (st)
         return st;
-    const size_t n = json_dumpb(o, NULL, 0, JSON_COMPACT);
-    char *text = qd_alloc(n + 1);
-    if (text) {
-        json_dumpb(o, text, n, JSON_COMPACT);
-        text[n] = '\0';
-    }
-    json_decref(o);
-    *reply = text;
-    return text ? QD_OK : qd_fail(err, QD_E_NOMEM, "no memory for a reply");
+    *reply = take_text(o);
+    return *reply ? QD_OK : qd_fail(err, QD_E_NOMEM, "no memory for a reply");
+}
+
+static char *on_snapshot(void *ctx, const sv_job_row *job)
+{
+    app *a = ctx;
+    return take_text(sv_job_json(a->store, job));
 }
 
 /* --- from first to last --- */
@@ -221,7 +233,7 @@ qd_status sv_app_serve(const sv_settings *settings, qd_err *err)
         (st = sv_bus_new(&a.bus, err)))
         goto out;
     const sv_loop_options loop = {
-        .bus = a.bus, .store = a.store, .on_signal = on_signal, .cancel = on_cancel, .ctx = &a
+        .bus = a.bus, .store = a.store, .on_signal = on_signal, .cancel = on_cancel, .snapshot = on_snapshot, .ctx = &a
     };
     if ((st = sv_loop_new(&loop, &a.loop, err)) || (st = sv_workers_start(settings, a.store, a.bus, &a.workers, err)))
         goto out;

@@ -83,7 +83,7 @@ const char *harness_source(const char *relative)
 const char *harness_data(const char *relative)
 {
     static char path[PATH_BYTES];
-    const char *root = getenv("QUANTD_DATA");
+    const char *root = getenv("QUANTD_TEST_DATA");
     int n;
     if (root)
         n = snprintf(path, sizeof path, "%s/%s", root, relative);

@@ -31,7 +31,7 @@ void harness_check_fails(qd_status st, qd_status want, const char *text, qd_err 
 double harness_check_close(const float *a, const float *b, int64_t n, double abs_tol, double rel_tol, const char *what,
                            const char *file, int line);
 
-/* A path below shared data ("weights/fmnist-ddpm-unet/golden.safetensors"), looked for in $QUANTD_DATA, then in
+/* A path below shared data ("weights/fmnist-ddpm-unet/golden.safetensors"), looked for in $QUANTD_TEST_DATA, then in
  * <source>/../shared/data; NULL and a printed "skipped: ..." line when it is absent. Static storage, valid until the next call. */
 const char *harness_data(const char *relative);
 /* A path inside the repository, from $QUANTD_SOURCE. Static storage (ring of 4). */
