@@ -189,6 +189,9 @@ static qd_status take_next(sv_conn *c, const char *worker, int64_t now_ms, int l
     if (!st)
         st = sv_exec(c, "INSERT INTO attempts (job_id, attempt, started_ms, worker) VALUES (?1, ?2, ?3, ?4)",
                      SV_ARGS(SV_TEXT(out->id), SV_INT(out->attempt), SV_INT(now_ms), SV_TEXT(worker)), NULL, err);
+    /* What an earlier attempt drew is drawn again: its pictures are no longer the job's, and are counted from 0 anew. */
+    if (!st)
+        st = sv_exec(c, "DELETE FROM samples WHERE job_id = ?1", SV_ARGS(SV_TEXT(out->id)), NULL, err);
     snprintf(data, sizeof(data), "{\"status\":\"running\",\"attempt\":%d}", out->attempt);
     if (!st)
         st = sv_event_insert(c, out->id, out->last_seq, out->attempt, "state", data, now_ms, err);

@@ -74,7 +74,8 @@ qd_status sv_jobs_get(sv_store *s, const char *id, sv_job_row *out, qd_err *err)
 /* How many queued jobs come before it; 0-based; -1 when it is not queued. */
 qd_status sv_jobs_position(sv_store *s, const char *id, int64_t *position, qd_err *err);
 /* Claim the next due job by one UPDATE ... RETURNING: lowest priority first, then oldest. Expired leases count as queued: a job
- * whose attempts are used up goes to failed with code worker_lost instead. NOT_FOUND when there is nothing to do. */
+ * whose attempts are used up goes to failed with code worker_lost instead. The samples of earlier attempts are dropped. NOT_FOUND
+ * when there is nothing to do. */
 qd_status sv_jobs_claim(sv_store *s, const char *worker, int64_t now_ms, int lease_ms, sv_job_row *out, qd_err *err);
 /* Extend the lease; *cancel tells whether somebody asked to stop. CONFLICT when the lease is no longer ours. */
 qd_status sv_jobs_heartbeat(sv_store *s, const char *id, int64_t fence, int64_t lease_until_ms, bool *cancel,

@@ -37,7 +37,8 @@ export function jobPage(main, id) {
   const error = h('p', { class: 'problem', hidden: true });
   const facts = h('div', { class: 'figures' });
   const gallery = h('div', { class: 'gallery' });
-  const gallerySection = h('section', { hidden: true }, h('h2', {}, 'Images'), h('p', { class: 'muted', id: 'pairs-note' }), gallery);
+  const pairsNote = h('p', { class: 'muted' });
+  const gallerySection = h('section', { hidden: true }, h('h2', {}, 'Images'), pairsNote, gallery);
   const chartBox = h('div', {});
   const chartSection = h('section', { hidden: true }, h('h2', {}, 'Noise by time step'),
     h('p', { class: 'muted' }, 'SQNR of the predicted noise, int8 against float on the same x_t. Higher is better; sampling runs from left to right.'), chartBox);
@@ -50,7 +51,7 @@ export function jobPage(main, id) {
   const fileSection = h('section', { hidden: true }, h('h2', {}, 'Files'), h('div', { class: 'scroll' }, h('table', {}, files)));
   const log = h('ol', { class: 'log' });
   const params = h('dl', { class: 'params' });
-  const images = new Map(); // n -> element
+  const images = new Map(); // what it shows -> element: an attempt after a crash draws the same again
   const layers = new Map(); // name -> data
   const sqnr = new Map();   // t -> dB
   let job = null, gone = false, end = null, layerTimer = null;
@@ -72,20 +73,21 @@ export function jobPage(main, id) {
     replace(facts, figures(job));
   }
 
-  function picture(n, src, data) {
+  function picture(src, data) {
     gallerySection.hidden = false;
-    let el = images.get(n);
-    const words = data.psnr_db !== null && data.psnr_db !== undefined ? `${fixed(data.psnr_db, 1)} dB` : `#${data.index ?? n}`;
+    const what = `${data.kind ?? ''} ${data.step ?? ''} ${data.index}`;
+    let el = images.get(what);
+    const words = data.psnr_db !== null && data.psnr_db !== undefined ? `${fixed(data.psnr_db, 1)} dB` : `#${data.index}`;
     if (!el) {
-      el = h('figure', {}, h('img', { alt: `image ${data.index ?? n}`, loading: 'lazy', width: data.width || undefined, height: data.height || undefined }), h('figcaption', {}));
-      images.set(n, el);
+      el = h('figure', {}, h('img', { alt: `image ${data.index}`, loading: 'lazy', width: data.width || undefined, height: data.height || undefined }), h('figcaption', {}));
+      images.set(what, el);
       gallery.append(el);
     }
     const img = el.firstChild;
-    if (src && !img.src) img.src = src;
+    if (!img.src) img.src = src;
+    else if (src.startsWith('blob:')) URL.revokeObjectURL(src);
     setText(el.lastChild, words);
-    const pair = data.kind === 'pair' || data.psnr_db !== undefined && data.psnr_db !== null;
-    setText(document.getElementById('pairs-note') || el, pair ? 'Float on the left, int8 on the right; the same seed for both.' : 'As they finish.');
+    setText(pairsNote, data.kind === 'pair' ? 'Float on the left, int8 on the right; the same seed for both.' : 'As they finish.');
   }
 
   function drawLayers() {
@@ -148,8 +150,9 @@ export function jobPage(main, id) {
         if (!layerTimer) layerTimer = setTimeout(drawLayers, 250);
         break;
       case 'sample':
-        if (frame) picture(e.seq, URL.createObjectURL(frame.blob), d);
-        else if (!images.get(e.seq)?.firstChild.src) setTimeout(() => picture(e.seq, images.get(e.seq)?.firstChild.src || d.url, d), frame === null ? 400 : 0);
+        // The event and, while it is live, the bytes: whichever comes first is shown. The event waits a little for the bytes.
+        if (frame) picture(URL.createObjectURL(frame.blob), d);
+        else setTimeout(() => { if (!gone) picture(d.url, d); }, job && FINAL.has(job.status) ? 0 : 300);
         break;
       case 'artifact': note(e, `file ${d.name}`); loadFiles().catch(() => {}); break;
       case 'log': case 'warning': note(e, d.message ?? d.text ?? JSON.stringify(d)); break;

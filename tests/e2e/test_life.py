@@ -49,9 +49,12 @@ def reports_within_a_second(d):
 
 def kill_nine_and_restart(d):
     model = d.upload_shipped()
-    first, second = d.submit(model, LONG | {"steps": 40, "pairs": 4}), d.submit(model, QUICK)
+    first, second = d.submit(model, LONG | {"steps": 40, "pairs": 40}), d.submit(model, QUICK)
     reach_running(d, first)
-    time.sleep(1.0)
+    end = time.time() + 60
+    while not d.get(f"/v1/jobs/{first}/samples").json()["data"]:  # so late that it has drawn something
+        assert time.time() < end and d.job(first)["status"] == "running"
+        time.sleep(0.02)
     d.kill()
     d.start()
     one, two = d.wait(first), d.wait(second)
@@ -62,6 +65,8 @@ def kill_nine_and_restart(d):
     assert events[0]["seq"] == 1 and [e["type"] for e in events].count("end") == 1
     attempts = d.get(f"/v1/jobs/{first}/attempts").json()["data"]
     assert len(attempts) == 2, attempts
+    pictures = d.get(f"/v1/jobs/{first}/samples").json()["data"]
+    assert sorted(p["index"] for p in pictures) == list(range(40)), "each picture once, although some were drawn twice"
     # Nothing of the dead attempt is left behind, and the result is published once.
     names = [a["name"] for a in d.get(f"/v1/jobs/{first}/artifacts").json()["data"]]
     assert len(names) == len(set(names)), names

@@ -133,11 +133,22 @@ static void an_expired_lease_goes_back_then_fails(void **state)
 
     job_add(s, "job_1", 0); /* two attempts */
     check_ok(claim(s, 2000, &first, &err), &err);
+    sv_sample_row sample = { .job_id = W("job_1"), .kind = W("sample"), .path = W("p"), .mime = W("image/png") };
+    check_ok(sv_samples_add(s, first.fence, 1, &sample, "{}", 1, NULL, &seq, &err), &err);
     check_fails(claim(s, 3000, &row, &err), QD_E_NOT_FOUND, NULL, &err); /* the lease holds to its last millisecond */
     check_ok(claim(s, 3001, &second, &err), &err);
     assert_string_equal(second.id, "job_1");
     assert_int_equal(second.attempt, 2);
     assert_true(second.fence > first.fence);
+
+    /* The lost attempt's picture is not the job's any more: the second attempt draws it again, under the same number. */
+    sv_sample_row *samples = NULL;
+    int64_t number = -1;
+    check_ok(sv_samples_list(s, "job_1", &samples, &n, &err), &err);
+    assert_int_equal(n, 0);
+    sv_sample_rows_free(samples, n);
+    check_ok(sv_samples_add(s, second.fence, 2, &sample, "{}", 1, &number, &seq, &err), &err);
+    assert_int_equal(number, 0);
 
     /* The first holder wakes up: everything it tries is refused, the second holder's work is untouched. */
     bool cancel;
@@ -145,7 +156,6 @@ static void an_expired_lease_goes_back_then_fails(void **state)
     check_fails(sv_jobs_progress(s, "job_1", first.fence, "x", "", 1, 1, &err), QD_E_CONFLICT, "no longer ours", &err);
     check_fails(sv_events_add(s, "job_1", first.fence, 1, "log", "{}", 1, &seq, &err), QD_E_CONFLICT, "no longer ours",
                 &err);
-    sv_sample_row sample = { .job_id = W("job_1"), .kind = W("sample"), .path = W("p"), .mime = W("image/png") };
     check_fails(sv_samples_add(s, first.fence, 1, &sample, "{}", 1, NULL, &seq, &err), QD_E_CONFLICT, "no longer ours",
                 &err);
     sv_artifact_row artifact = {
@@ -166,8 +176,9 @@ static void an_expired_lease_goes_back_then_fails(void **state)
     sv_job_row_clear(&row);
     check_fails(sv_jobs_finish(s, "job_1", second.fence, "succeeded", NULL, NULL, 1, &seq, &err), QD_E_CONFLICT,
                 "failed", &err);
-    assert_string_equal(job_log(s, "job_1"),
-                        "state:queued state:running state:queued state:running state:failed end:failed");
+    assert_string_equal(
+        job_log(s, "job_1"),
+        "state:queued state:running sample: state:queued state:running sample: state:failed end:failed");
     check_ok(sv_attempts_list(s, "job_1", &attempts, &n, &err), &err);
     assert_int_equal(n, 2);
     assert_string_equal(attempts[0].outcome, "worker_lost");
