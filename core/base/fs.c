@@ -194,28 +194,31 @@ uint64_t qd_fs_out_size(const qd_fs_out *o)
 }
 
 /* A rename is only safe on disk once its folder is. */
-static qd_status sync_folder_of(const char *path, qd_err *err)
+/* The folder a path is in, opened to be synced; -1 with words. */
+static int open_folder_of(const char *path, qd_status *st, qd_err *err)
 {
     const char *slash = strrchr(path, '/');
     char *folder = slash == path ? qd_strdup("/") : slash ? qd_strndup(path, (size_t)(slash - path)) : qd_strdup(".");
-    if (!folder)
-        return qd_fail(err, QD_E_NOMEM, "no memory for the folder of '%s'", path);
-
-    qd_status st = QD_OK;
+    if (!folder) {
+        *st = qd_fail(err, QD_E_NOMEM, "no memory for the folder of '%s'", path);
+        return -1;
+    }
     const int fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0 || fsync(fd) != 0)
-        st = fail_errno(err, "sync the folder of", path);
-    if (fd >= 0)
-        close(fd);
+    if (fd < 0)
+        *st = fail_errno(err, "open the folder of", path);
     qd_free(folder);
-    return st;
+    return fd;
 }
 
 qd_status qd_fs_out_commit(qd_fs_out *o, const char *path, char sha256_hex[QD_SHA256_HEX], qd_err *err)
 {
     qd_status st = QD_OK;
     const char *to = path ? path : o->path;
+    const int folder =
+        open_folder_of(to, &st, err); /* before the rename: what can fail for want of memory fails with nothing done */
 
+    if (folder < 0)
+        goto out;
     if (fsync(o->fd) != 0) {
         st = fail_errno(err, "sync", o->path);
         goto out;
@@ -226,15 +229,18 @@ qd_status qd_fs_out_commit(qd_fs_out *o, const char *path, char sha256_hex[QD_SH
     }
     qd_free(o->temp); /* nothing left to unlink */
     o->temp = NULL;
-    st = sync_folder_of(to, err);
-    if (st)
+    if (fsync(folder) != 0) {
+        st = fail_errno(err, "sync the folder of", to);
         goto out;
+    }
     if (sha256_hex) {
         uint8_t digest[crypto_hash_sha256_BYTES];
         crypto_hash_sha256_final(&o->hash, digest);
         qd_hex(sha256_hex, digest, sizeof digest);
     }
 out:
+    if (folder >= 0)
+        close(folder);
     qd_fs_out_abandon(o);
     return st;
 }

@@ -76,13 +76,6 @@ void sv_publish_since(sv_store *store, sv_bus *bus, const char *job_id, int64_t 
 qd_status sv_reporter_new(sv_store *store, sv_bus *bus, const sv_job_row *job, sv_stop *stop, sv_reporter **out,
                           qd_err *err)
 {
-    sv_sample_row *rows = NULL;
-    int n = 0;
-    const qd_status st = sv_samples_list(store, job->id, &rows, &n, err);
-    if (st)
-        return st;
-    sv_sample_rows_free(rows, n);
-
     sv_reporter *r = qd_calloc(1, sizeof *r);
     if (!r)
         return qd_fail(err, QD_E_NOMEM, "no memory for the reporter of %s", job->id);
@@ -92,7 +85,6 @@ qd_status sv_reporter_new(sv_store *store, sv_bus *bus, const sv_job_row *job, s
     snprintf(r->job_id, sizeof r->job_id, "%s", job->id);
     r->fence = job->fence;
     r->attempt = job->attempt;
-    r->samples = n;                  /* an earlier attempt may have left some */
     r->last_seq = job->last_seq - 1; /* the claim's own "state" is still to be told */
     r->spoke_ms = sv_now_ms();
     pthread_mutex_init(&r->lock, NULL);
