@@ -379,3 +379,17 @@ bool qd_archive_sniff(const char *path)
             return true;
     return false;
 }
+
+bool qd_archive_has_files(const char *path)
+{
+    struct archive_entry *e;
+    struct archive *a = qd_archive_sniff(path) ? archive_read_new() : NULL;
+    bool found = false;
+
+    if (a && !open_reader(a, path, NULL)) {
+        const int got = archive_read_next_header(a, &e);
+        found = got == ARCHIVE_OK || got == ARCHIVE_WARN;
+    }
+    archive_read_free(a);
+    return found;
+}

@@ -37,6 +37,7 @@ DOORS = {
     "cblas.h": ["core/plan/"],
     "lapacke.h": ["core/metrics/"],
     "png.h": ["core/data/"],
+    "jpeglib.h": ["core/data/"],
     "archive.h": ["core/data/"],
     "archive_entry.h": ["core/data/"],
     "sodium.h": ["core/base/", "server/http/", "server/store/"],

@@ -1,0 +1,32 @@
+/* data_int.h - what the readers of this room share: files as bytes, walks through folders, laying out a set. */
+#ifndef QD_DATA_DATA_INT_H
+#define QD_DATA_DATA_INT_H
+
+#include "data/data.h"
+
+/* --- source.c --- */
+/* A whole file as U8 [size], decompressed when it is gzip, mapped when it is not. */
+qd_status qd_source_take(const char *path, uint64_t max_bytes, qd_budget *budget, qd_tensor *out, qd_err *err);
+/* The first bytes of it, decompressed; returns how many, 0 when it cannot be read. */
+size_t qd_source_head(const char *path, uint8_t *head, size_t n);
+
+/* Regular files below a folder, or the one file itself: paths relative to it, sorted by bytes; hidden ones are left out. */
+typedef struct qd_files {
+    char **path; // [count]
+    int64_t count, room;
+} qd_files;
+qd_status qd_files_list(const char *root, qd_files *out, qd_err *err);
+void qd_files_clear(qd_files *f);
+const char *qd_file_name(const char *path); /* after the last slash, lent */
+
+/* --- readers.c --- */
+qd_status qd_dataset_new(const char *format, qd_dataset **out, qd_err *err);
+/* Count and sizes within what we handle, count * stride within the bytes; labels within range: sets classes. */
+qd_status qd_dataset_check(qd_dataset *d, qd_err *err);
+qd_status qd_dataset_labels(qd_dataset *d, qd_budget *budget, qd_err *err); /* room for them, all 0 */
+int32_t *qd_labels_of(const qd_dataset *d);
+
+/* --- rows --- */
+extern const qd_data_format qd_data_idx, qd_data_cifar, qd_data_pictures;
+
+#endif
