@@ -238,20 +238,20 @@ static qd_status qconv2d_infer(const qd_node *n, const qd_operand *in, qd_dtype 
     return st;
 }
 
-static qd_packed_weight weight_of(const qd_node *n, const qd_tensor *const *in)
+static qd_k_codes weight_of(const qd_node *n, const qd_tensor *const *in)
 {
-    return (qd_packed_weight){ .codes = in[1]->data,
-                               .bits = (int)qd_dtype_bits(in[1]->dtype),
-                               .group = qd_node_int(n, "group_size"),
-                               .wscale = qd_f32(in[2]) };
+    return (qd_k_codes){ .codes = in[1]->data,
+                         .bits = (int)qd_dtype_bits(in[1]->dtype),
+                         .group = qd_node_int(n, "group_size"),
+                         .wscale = qd_f32(in[2]) };
 }
 
 static void qconv2d_forward(const qd_node *n, const qd_tensor *const *in, qd_tensor *out)
 {
     const qd_conv_shape s = qd_node_conv_shape(n, &in[0]->shape, &in[1]->shape, &out->shape);
-    const qd_packed_weight weight = weight_of(n, in);
-    qd_k_qconv2d_packed(qd_f32(out), in[0]->data, in[0]->dtype == QD_I8, &weight, in[3] ? qd_f32(in[3]) : NULL,
-                        (float)qd_node_float(n, "x_scale"), (int32_t)qd_node_int(n, "x_zero"), &s);
+    const qd_k_codes weight = weight_of(n, in);
+    qd_k_qconv2d(qd_f32(out), in[0]->data, in[0]->dtype == QD_I8, &weight, in[3] ? qd_f32(in[3]) : NULL,
+                 (float)qd_node_float(n, "x_scale"), (int32_t)qd_node_int(n, "x_zero"), &s);
 }
 
 const qd_op qd_op_qconv2d = {
@@ -297,10 +297,10 @@ static qd_status qlinear_infer(const qd_node *n, const qd_operand *in, qd_dtype 
 static void qlinear_forward(const qd_node *n, const qd_tensor *const *in, qd_tensor *out)
 {
     const qd_shape *w = &in[1]->shape;
-    const qd_packed_weight weight = weight_of(n, in);
-    qd_k_qlinear_packed(qd_f32(out), in[0]->data, in[0]->dtype == QD_I8, &weight, in[3] ? qd_f32(in[3]) : NULL,
-                        (float)qd_node_float(n, "x_scale"), (int32_t)qd_node_int(n, "x_zero"),
-                        qd_dims(&out->shape, 0, out->shape.rank - 1), w->dim[1], w->dim[0]);
+    const qd_k_codes weight = weight_of(n, in);
+    qd_k_qlinear(qd_f32(out), in[0]->data, in[0]->dtype == QD_I8, &weight, in[3] ? qd_f32(in[3]) : NULL,
+                 (float)qd_node_float(n, "x_scale"), (int32_t)qd_node_int(n, "x_zero"),
+                 qd_dims(&out->shape, 0, out->shape.rank - 1), w->dim[1], w->dim[0]);
 }
 
 const qd_op qd_op_qlinear = {

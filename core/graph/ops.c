@@ -88,7 +88,8 @@ qd_status qd_infer_operand(const qd_operand *in, int k, const char *what, qd_dty
     const qd_shape *s = &in[k].shape;
     if (s->rank < 0)
         return qd_fail(err, QD_E_INVALID, "%s is missing", what);
-    if (dtype == QD_INFER_ANY ? (unsigned)in[k].dtype >= QD_DTYPE_COUNT || qd_dtype_bits(in[k].dtype) < 8 : in[k].dtype != dtype)
+    if (dtype == QD_INFER_ANY ? (unsigned)in[k].dtype >= QD_DTYPE_COUNT || qd_dtype_bits(in[k].dtype) < 8
+                              : in[k].dtype != dtype)
         return qd_fail(err, QD_E_INVALID, "%s is %s, must be %s", what,
                        (unsigned)in[k].dtype < QD_DTYPE_COUNT ? qd_dtype_name(in[k].dtype) : "of no known dtype",
                        dtype == QD_INFER_ANY ? "of whole bytes" : qd_dtype_name(dtype));

@@ -1,7 +1,8 @@
 /* bundle.c - a quantized model as one file: the graph as JSON in the metadata of a safetensors file, constants as tensors.
  *
  * {"nodes": [{"op", "name", "inputs": [index or -1, ..], "attrs": {..}}, ..], "outputs": [{"name", "node"}, ..]}
- * An input node has "dtype" and "shape" (-1 = batch) instead; a const node nothing more, it is the tensor of its name. */
+ * An input node has "dtype" and "shape" (-1 = batch) instead; a const node nothing more, it is the tensor of its name. Codes of few
+ * bits lie there as U8 [rows, bytes of a row] (tensor.h) and the const node has "dtype" ("i4", "i6") and "shape" of their own. */
 #include "model/model_int.h"
 
 #include <inttypes.h>
@@ -71,7 +72,7 @@ static void add_node(qd_buf *b, const qd_node *n)
     qd_buf_add_json_string(b, n->op->name);
     qd_buf_adds(b, ",\"name\":");
     qd_buf_add_json_string(b, n->name);
-    if (n->op == &qd_op_input) {
+    if (n->op == &qd_op_input || (n->op == &qd_op_const && qd_dtype_bits(n->dtype) < 8)) {
         qd_buf_addf(b, ",\"dtype\":\"%s\",\"shape\":", qd_dtype_name(n->dtype));
         add_ints(b, n->shape.dim, n->shape.rank);
     } else if (n->op != &qd_op_const) {
@@ -125,6 +126,18 @@ static qd_status copy_foreign(qd_meta *dst, const qd_meta *src, qd_err *err)
     return QD_OK;
 }
 
+/* Codes of few bits as the bytes they are; any other tensor as it is. */
+static qd_tensor as_bytes(const qd_tensor *t)
+{
+    qd_tensor u = *t;
+    if (qd_dtype_bits(t->dtype) < 8) {
+        const int64_t rows = t->shape.rank > 1 ? t->shape.dim[0] : 1, bytes = (int64_t)qd_tensor_bytes(t);
+        u.dtype = QD_U8;
+        u.shape = QD_SHAPE(rows, rows ? bytes / rows : 0);
+    }
+    return u;
+}
+
 qd_status qd_bundle_save(const char *path, const qd_graph *g, const qd_meta *meta, char *sha256_hex, qd_err *err)
 {
     qd_weights *w = NULL;
@@ -147,8 +160,10 @@ qd_status qd_bundle_save(const char *path, const qd_graph *g, const qd_meta *met
 
         if (!qd_utf8_valid(n->name))
             st = qd_fail(err, QD_E_INVALID, "the name of node %d is not UTF-8", k);
-        else if (n->op == &qd_op_const)
-            st = qd_weights_add(w, n->name, &n->value, err);
+        else if (n->op == &qd_op_const) {
+            const qd_tensor t = as_bytes(&n->value);
+            st = qd_weights_add(w, n->name, &t, err);
+        }
     }
     if (!st)
         st = qd_meta_set(all, FORMAT_KEY, QD_BUNDLE_FORMAT, err);
@@ -286,16 +301,51 @@ static qd_status read_input(const place *p, const json_t *v, qd_graph *g, qd_err
     return QD_OK;
 }
 
+/* The bytes of tensor t under the dtype and shape that the node gives them. The bits that fill up a row must be zero, so that
+ * the same codes are the same bytes. */
+static qd_status as_codes(const place *p, const json_t *v, const qd_tensor *t, qd_tensor *out, qd_err *err)
+{
+    const char *dtype_name = json_string_value(json_object_get(v, "dtype"));
+    qd_dtype dtype;
+    qd_shape shape = { 0 };
+    int64_t count;
+
+    if (!dtype_name || !qd_dtype_find(dtype_name, &dtype) || qd_dtype_bits(dtype) >= 8)
+        return bad(p, err, "a constant's dtype can be \"i4\" or \"i6\", not '%.40s'",
+                   dtype_name ? dtype_name : "(none)");
+    if (!get_ints(json_object_get(v, "shape"), shape.dim, &shape.rank) || qd_shape_count(&shape, &count, NULL))
+        return bad(p, err, "shape must be an array of at most %d whole numbers >= 0", QD_MAX_RANK);
+    const int64_t rows = shape.rank > 1 ? shape.dim[0] : 1, row = rows ? count / rows : 0;
+    const size_t bytes = qd_codes_row_bytes(row, (int)qd_dtype_bits(dtype));
+    if (t->dtype != QD_U8 || t->shape.rank != 2 || t->shape.dim[0] != rows || t->shape.dim[1] != (int64_t)bytes)
+        return bad(p, err, "its tensor must be U8 [%" PRId64 ", %zu]", rows, bytes);
+    const unsigned used_bits = (unsigned)((uint64_t)row % 8 * qd_dtype_bits(dtype) % 8);
+    for (int64_t k = 0; used_bits && k < rows; k++)
+        if (qd_u8(t)[(k + 1) * (int64_t)bytes - 1] >> used_bits)
+            return bad(p, err, "the bits past the end of row %" PRId64 " are not zero", k);
+    *out = *t;
+    out->dtype = dtype;
+    out->shape = shape;
+    return QD_OK;
+}
+
 static qd_status read_const(const place *p, const json_t *v, const qd_weights *w, int *used, qd_graph *g, qd_err *err)
 {
-    static const char *const known[] = { "op", "name", NULL };
+    static const char *const known[] = { "op", "name", "dtype", "shape", NULL };
     const qd_tensor *t = qd_weights_find(w, p->name);
+    qd_tensor codes;
     qd_status st = check_keys(p, v, known, err);
 
     if (st)
         return st;
     if (!t)
         return bad(p, err, "the file has no tensor of that name");
+    if (json_object_get(v, "dtype") || json_object_get(v, "shape")) {
+        st = as_codes(p, v, t, &codes, err);
+        if (st)
+            return st;
+        t = &codes;
+    }
     ++*used;
     qd_graph_const(g, p->name, t);
     return QD_OK;

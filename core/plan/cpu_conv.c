@@ -62,25 +62,58 @@ void qd_conv_list_free(void *state)
 {
     qd_conv_list *list = state;
     for (int k = 0; k < list->n; k++)
-        qd_conv_free(list->conv[k]);
+        qd_conv_free(list->item[k].conv);
+    qd_free(list->item);
     qd_free(list);
 }
 
 qd_status qd_conv_list_add(qd_plan *p, qd_conv_list *list, const qd_conv_spec *spec, int source, qd_err *err)
 {
-    qd_status st = qd_conv_new(p, spec, &list->conv[list->n], err);
+    if (list->n == list->room) {
+        const int room = list->room ? list->room * 2 : 4;
+        qd_conv_item *bigger = qd_realloc(list->item, (size_t)room * sizeof(*bigger));
+        if (!bigger)
+            return qd_fail(err, QD_E_NOMEM, "no memory for the step '%s'", spec->name);
+        list->item = bigger;
+        list->room = room;
+    }
+    qd_conv_item *item = &list->item[list->n];
+    *item = (qd_conv_item){ .source = source };
+    qd_status st = qd_conv_new(p, spec, &item->conv, err);
     if (!st)
-        list->source[list->n++] = source;
+        list->n++;
     return st;
+}
+
+void qd_conv_list_slice(qd_conv_list *list, const qd_conv_spec *spec, int64_t begin, int64_t channels)
+{
+    const qd_conv_shape *s = &spec->shape;
+    qd_conv_item *item = &list->item[list->n - 1];
+    item->begin = begin;
+    item->count = s->c;
+    item->channels = channels;
+    item->pixels = s->n * s->h * s->w;
+    const size_t bytes = (size_t)(item->pixels * item->count);
+    if (bytes > list->slice_bytes)
+        list->slice_bytes = bytes;
+}
+
+static void take_slice(uint8_t *dst, const uint8_t *src, const qd_conv_item *item)
+{
+    for (int64_t k = 0; k < item->pixels; k++)
+        memcpy(dst + k * item->count, src + k * item->channels + item->begin, (size_t)item->count);
 }
 
 static qd_status bind(qd_plan *p, qd_step *s, qd_err *err)
 {
     qd_conv_list *list = s->state;
     qd_status st = QD_OK;
-    for (int k = 0; k < list->n && !st; k++)
-        st = qd_conv_bind(list->conv[k], qd_plan_data(p, s->in[list->source[k]]), qd_plan_data(p, s->out),
-                          qd_plan_scratch(p, s), err);
+    list->slice = list->slice_bytes ? (uint8_t *)qd_plan_scratch(p, s) + list->slice_offset : NULL;
+    for (int k = 0; k < list->n && !st; k++) {
+        const qd_conv_item *item = &list->item[k];
+        st = qd_conv_bind(item->conv, item->count ? (void *)list->slice : qd_plan_data(p, s->in[item->source]),
+                          qd_plan_data(p, s->out), qd_plan_scratch(p, s), err);
+    }
     list->copy_from = list->residual ? qd_plan_data(p, s->in[list->residual]) : NULL;
     list->copy_to = qd_plan_data(p, s->out);
     list->copy_bytes = qd_value_bytes(&p->values[s->out]);
@@ -93,8 +126,12 @@ static qd_status run(qd_plan *p, qd_step *s, qd_err *err)
     qd_status st = QD_OK;
     if (list->copy_from && list->copy_from != list->copy_to)
         memcpy(list->copy_to, list->copy_from, list->copy_bytes);
-    for (int k = 0; k < list->n && !st; k++)
-        st = qd_conv_run(p, list->conv[k], err);
+    for (int k = 0; k < list->n && !st; k++) {
+        const qd_conv_item *item = &list->item[k];
+        if (item->count)
+            take_slice(list->slice, qd_plan_data(p, s->in[item->source]), item);
+        st = qd_conv_run(p, item->conv, err);
+    }
     return st;
 }
 
@@ -112,7 +149,7 @@ qd_status qd_add_conv_list_step(qd_plan *p, const qd_conv_step *c, qd_conv_list 
     s->bind = bind;
     s->run = run;
     s->macs = c->macs;
-    s->impl = qd_conv_impl(list->conv[0]);
+    s->impl = qd_conv_impl(list->item[0].conv);
     for (int k = 0; k < c->n_sources; k++)
         qd_step_reads(s, c->source[k]);
     if (c->residual >= 0) {
@@ -121,7 +158,10 @@ qd_status qd_add_conv_list_step(qd_plan *p, const qd_conv_step *c, qd_conv_list 
         qd_step_reads(s, c->residual);
     }
     for (int k = 0; k < list->n; k++)
-        if (qd_conv_scratch_bytes(list->conv[k]) > scratch)
-            scratch = qd_conv_scratch_bytes(list->conv[k]);
+        if (qd_conv_scratch_bytes(list->item[k].conv) > scratch)
+            scratch = qd_conv_scratch_bytes(list->item[k].conv);
+    list->slice_offset = (scratch + 63) / 64 * 64;
+    if (list->slice_bytes)
+        scratch = list->slice_offset + list->slice_bytes;
     return scratch ? qd_plan_add_scratch(p, s, scratch, err) : QD_OK;
 }

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/cpu.h"
+#include "base/par.h"
 #include "plan/cpu_int.h"
 
 #define MIN_WORK_PER_WAKE 1.5e6 /* multiply-adds that take about as long as waking the threads twice */
@@ -82,6 +83,8 @@ struct qd_conv {
     dnnl_memory_t src, dst, weight, bias, scratch;
     void *packed_weight, *packed_bias;
     bool has_bias;
+    int64_t nibble_blocks; /* of packed_weight when it is kept in 4 bits, spelled out for each run; else 0 */
+    int8_t *spelled;
     int threads;
 };
 
@@ -163,6 +166,29 @@ static dnnl_status_t describe(const qd_conv_spec *s, dnnl_convolution_desc_t *de
     return st;
 }
 
+/* Weights as oneDNN wants them, in half the bytes. QD_E_UNSUPPORTED (without words) where they hold more than codes. */
+static qd_status pack_nibbles(qd_plan *p, qd_conv *c, const int8_t *codes, size_t n, const char *name, qd_err *err)
+{
+    enum { HALF = QD_NIBBLE_BLOCK / 2 };
+    if (c->weight_md.extra.flags != dnnl_memory_extra_flag_none)
+        return QD_E_UNSUPPORTED;
+    for (size_t k = 0; k < n; k++)
+        if (codes[k] < -8 || codes[k] > 7)
+            return QD_E_UNSUPPORTED;
+    const size_t blocks = (n + QD_NIBBLE_BLOCK - 1) / QD_NIBBLE_BLOCK;
+    qd_status st = qd_plan_pack(p, blocks * HALF, name, &c->packed_weight, err);
+    if (st)
+        return st;
+    uint8_t *to = c->packed_weight;
+    memset(to, 0, blocks * HALF);
+    for (size_t k = 0; k < n; k++) {
+        const size_t at = k % QD_NIBBLE_BLOCK;
+        to[k / QD_NIBBLE_BLOCK * HALF + at % HALF] |= (uint8_t)((codes[k] & 15) << (at < HALF ? 0 : 4));
+    }
+    c->nibble_blocks = (int64_t)blocks;
+    return QD_OK;
+}
+
 static qd_status pack_weight(qd_plan *p, qd_conv *c, const qd_conv_spec *s, const dnnl_memory_desc_t *plain,
                              qd_err *err)
 {
@@ -170,19 +196,30 @@ static qd_status pack_weight(qd_plan *p, qd_conv *c, const qd_conv_spec *s, cons
     dnnl_primitive_t reorder = NULL;
     dnnl_memory_t from = NULL;
     dnnl_status_t dst = dnnl_success;
+    const size_t bytes = dnnl_memory_desc_get_size(&c->weight_md);
+    void *spelled = NULL;
+    qd_status st = QD_OK;
 
-    qd_status st = qd_plan_pack(p, dnnl_memory_desc_get_size(&c->weight_md), s->name, &c->packed_weight, err);
+    if (s->nibbles) {
+        spelled = qd_alloc_aligned(bytes);
+        if (spelled)
+            memset(spelled, 0, bytes);
+        else
+            st = qd_fail(err, QD_E_NOMEM, "no memory to pack the weights of '%s' (%zu bytes)", s->name, bytes);
+    } else {
+        st = qd_plan_pack(p, bytes, s->name, &c->packed_weight, err);
+    }
     if (!st && s->bias)
         st = qd_plan_pack(p, (size_t)s->shape.o * sizeof(float), s->name, &c->packed_bias, err);
     if (st)
-        return st;
+        goto out;
     if (s->bias) {
         c->has_bias = true;
         memcpy(c->packed_bias, s->bias, (size_t)s->shape.o * sizeof(float));
         dst = dnnl_memory_create(&c->bias, &c->bias_md, engine, c->packed_bias);
     }
     if (!dst)
-        dst = dnnl_memory_create(&c->weight, &c->weight_md, engine, c->packed_weight);
+        dst = dnnl_memory_create(&c->weight, &c->weight_md, engine, spelled ? spelled : c->packed_weight);
     if (!dst)
         dst = dnnl_memory_create(&from, plain, engine, (void *)s->weight);
     if (!dst)
@@ -197,6 +234,18 @@ static qd_status pack_weight(qd_plan *p, qd_conv *c, const qd_conv_spec *s, cons
         dst = dnnl_stream_wait(p->stream);
     if (dst)
         st = dnnl_fail(err, dst, s->name, "pack the weights");
+    if (!st && spelled) {
+        st = pack_nibbles(p, c, spelled, bytes, s->name, err);
+        if (st == QD_E_UNSUPPORTED) {
+            st = qd_plan_pack(p, bytes, s->name, &c->packed_weight, err);
+            if (!st)
+                memcpy(c->packed_weight, spelled, bytes);
+            if (!st && (dst = dnnl_memory_set_data_handle(c->weight, c->packed_weight)))
+                st = dnnl_fail(err, dst, s->name, "take its weights");
+        }
+    }
+out:
+    qd_free(spelled);
     if (reorder)
         dnnl_primitive_destroy(reorder);
     if (pd)
@@ -270,8 +319,15 @@ void qd_conv_free(qd_conv *c)
     qd_free(c);
 }
 
+static size_t spelled_offset(const qd_conv *c)
+{
+    return (dnnl_memory_desc_get_size(&c->scratch_md) + 63) / 64 * 64;
+}
+
 size_t qd_conv_scratch_bytes(const qd_conv *c)
 {
+    if (c->nibble_blocks)
+        return spelled_offset(c) + (size_t)c->nibble_blocks * QD_NIBBLE_BLOCK;
     return dnnl_memory_desc_get_size(&c->scratch_md);
 }
 
@@ -287,11 +343,28 @@ qd_status qd_conv_bind(qd_conv *c, void *src, void *dst, void *scratch, qd_err *
         st = dnnl_memory_create(&c->dst, &c->dst_md, engine, dst);
     if (!st)
         st = dnnl_memory_create(&c->scratch, &c->scratch_md, engine, scratch);
+    if (!st && c->nibble_blocks) {
+        c->spelled = (int8_t *)scratch + spelled_offset(c);
+        st = dnnl_memory_set_data_handle(c->weight, c->spelled);
+    }
     return st ? dnnl_fail(err, st, c->name, "take its memory") : QD_OK;
+}
+
+#define BLOCKS_PER_PIECE 1024
+
+static void spell_piece(void *ctx, int64_t i)
+{
+    const qd_conv *c = ctx;
+    const int64_t first = i * BLOCKS_PER_PIECE, left = c->nibble_blocks - first;
+    qd_simd_get()->nibbles(c->spelled + first * QD_NIBBLE_BLOCK,
+                           (const uint8_t *)c->packed_weight + first * QD_NIBBLE_BLOCK / 2,
+                           left < BLOCKS_PER_PIECE ? left : BLOCKS_PER_PIECE);
 }
 
 qd_status qd_conv_run(qd_plan *p, qd_conv *c, qd_err *err)
 {
+    if (c->nibble_blocks)
+        qd_par_for(c->threads, (c->nibble_blocks + BLOCKS_PER_PIECE - 1) / BLOCKS_PER_PIECE, spell_piece, c);
     const dnnl_exec_arg_t args[] = {
         { DNNL_ARG_SRC, c->src },   { DNNL_ARG_WEIGHTS, c->weight },
         { DNNL_ARG_DST, c->dst },   { DNNL_ARG_SCRATCHPAD, c->scratch },

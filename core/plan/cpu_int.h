@@ -84,6 +84,7 @@ typedef struct qd_conv_spec {
     const char *name;
     qd_conv_shape shape;
     bool codes;         /* U8 source and I8 weights: dst = scale[o] * (sum + bias[o]); else f32: dst = sum + bias[o] */
+    bool nibbles;       /* codes: keep the weights, which are all in -8..7, in 4 bits and spell them out for each run */
     const void *weight; // [o, c / groups, kh, kw]
     const float *bias;  // [o] or NULL
     const float *scale; // [o]; codes only
@@ -121,11 +122,19 @@ typedef struct qd_conv_step {
 } qd_conv_step;
 /* Float: each source is read by a convolution of its own slice of the weights. */
 qd_status qd_add_conv_step(qd_plan *p, const qd_conv_step *c, qd_err *err);
-/* Integer: one source of U8 codes (or I8 + 128, `shifted`) with the border already around it. wscale [o]; spec.bias real. */
-qd_status qd_add_qconv_step(qd_plan *p, const qd_conv_step *c, const float *wscale, float x_scale, int32_t x_zero,
-                            bool shifted, qd_err *err);
-/* Can the integer step express these scales? They divide the bias. */
-bool qd_qconv_fits(const float *wscale, const float *bias, int64_t n, float x_scale);
+/* Integer: one source of U8 codes (or I8 + 128, `shifted`) with the border already around it; spec.bias real, spec.weight unused.
+ * With a group_size each run of so many input channels is a convolution of its own, and they add up. */
+typedef struct qd_qconv_step {
+    const qd_tensor *weight; // I8, I6 or I4 [o, c / groups, kh, kw] or [o, c]
+    const float *wscale;     // [o] or [o, scales]
+    int64_t group_size;      /* 0 = a scale for all input channels; else groups is 1 */
+    float x_scale;
+    int32_t x_zero;
+    bool shifted;
+} qd_qconv_step;
+qd_status qd_add_qconv_step(qd_plan *p, const qd_conv_step *c, const qd_qconv_step *q, qd_err *err);
+/* Can the integer step express these scales [o, scales]? They divide the bias. */
+bool qd_qconv_fits(const float *wscale, const float *bias, int64_t o, int64_t scales, float x_scale);
 
 /* --- cpu_norm.c: one pass over an image, perhaps after taking its statistics --- */
 

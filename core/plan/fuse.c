@@ -264,10 +264,14 @@ static bool is_product(const qd_fused *f, qd_node_id id)
         return true;
     if (op != &qd_op_qconv2d && op != &qd_op_qlinear)
         return false;
+    const qd_node *n = qd_graph_node(f->g, id);
     const qd_tensor *scale = &f->info[qd_fused_input(f, id, 2)].folded;
     const qd_node_id bias = qd_fused_input(f, id, 3);
-    return qd_qconv_fits(qd_f32(scale), bias < 0 ? NULL : qd_f32(&f->info[bias].folded), qd_tensor_count(scale),
-                         (float)qd_node_float(qd_graph_node(f->g, id), "x_scale"));
+    const int64_t outputs = scale->shape.dim[0], scales = scale->shape.rank > 1 ? scale->shape.dim[1] : 1;
+    if (scales > 1 && op == &qd_op_qconv2d && qd_node_int(n, "groups") > 1)
+        return false; /* several scales within groups: left to the plain loops */
+    return qd_qconv_fits(qd_f32(scale), bias < 0 ? NULL : qd_f32(&f->info[bias].folded), outputs, scales,
+                         (float)qd_node_float(n, "x_scale"));
 }
 
 /* Is this value made by a product later than `after` that could itself take the sum in? Then it shall: it runs last. */

@@ -363,12 +363,15 @@ static qd_status lower_integer_product(qd_lower *l, const qd_group *gr, qd_conv_
         for (int k = 0; k < 4; k++)
             border[k] = (int32_t)qd_node_ints(n, "pads")->ints[k];
     c->spec.codes = true;
-    c->spec.weight = qd_i8(&l->f.info[qd_fused_input(&l->f, gr->main, 1)].folded);
     c->spec.bias = qd_lower_known(l, gr->main, 3);
     qd_status st = want_codes(l, codes, conv ? QD_LAYOUT_LAST : QD_LAYOUT_ROW, border, zero_code, &c->source[0], err);
-    return st ? st
-              : qd_add_qconv_step(l->p, c, qd_lower_known(l, gr->main, 2), (float)qd_node_float(n, "x_scale"), zero,
-                                  shifted, err);
+    const qd_qconv_step q = { .weight = &l->f.info[qd_fused_input(&l->f, gr->main, 1)].folded,
+                              .wscale = qd_lower_known(l, gr->main, 2),
+                              .group_size = qd_node_int(n, "group_size"),
+                              .x_scale = (float)qd_node_float(n, "x_scale"),
+                              .x_zero = zero,
+                              .shifted = shifted };
+    return st ? st : qd_add_qconv_step(l->p, c, &q, err);
 }
 
 static qd_status lower_product(qd_lower *l, const qd_group *gr, qd_err *err)

@@ -33,6 +33,8 @@ typedef struct qd_pass_math {
     int32_t zero; // added to the code as it is stored
 } qd_pass_math;
 
+#define QD_NIBBLE_BLOCK 128 /* codes */
+
 typedef struct qd_simd {
     const char *name;
 
@@ -54,6 +56,9 @@ typedef struct qd_simd {
     /* dst[r][o] = src[r] . weight[o] + bias[o] for o in [begin, end): few rows, weights as they are. bias may be NULL. */
     void (*dots)(float *dst, const float *src, const float *weight, const float *bias, int64_t rows, int64_t in,
                  int64_t out, int64_t begin, int64_t end);
+
+    /* Codes of 4 bits spelled out: byte j < QD_NIBBLE_BLOCK / 2 of a block has code j low and code j + QD_NIBBLE_BLOCK / 2 high. */
+    void (*nibbles)(int8_t *dst, const uint8_t *src, int64_t blocks);
 
     /* dst = (src - mean) / sqrt(var + eps) * weight + bias over each row. weight, bias: [width] or NULL. */
     void (*layer_norm)(float *dst, const float *src, const float *weight, const float *bias, int64_t rows,

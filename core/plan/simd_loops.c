@@ -322,6 +322,19 @@ static void dots(float *dst, const float *src, const float *weight, const float 
     }
 }
 
+static void nibbles(int8_t *restrict dst, const uint8_t *restrict src, int64_t blocks)
+{
+    enum { HALF = QD_NIBBLE_BLOCK / 2 };
+    for (int64_t k = 0; k < blocks; k++) {
+        for (int j = 0; j < HALF; j++) {
+            dst[j] = (int8_t)((src[j] & 15) ^ 8) - 8;
+            dst[j + HALF] = (int8_t)((src[j] >> 4) ^ 8) - 8;
+        }
+        dst += QD_NIBBLE_BLOCK;
+        src += HALF;
+    }
+}
+
 static void layer_norm(float *dst, const float *src, const float *weight, const float *bias, int64_t rows,
                        int64_t width, float eps)
 {
@@ -356,5 +369,6 @@ const qd_simd NAME(qd_simd_, QD_SIMD) = {
     .arith = arith,
     .softmax = softmax,
     .dots = dots,
+    .nibbles = nibbles,
     .layer_norm = layer_norm,
 };

@@ -7,6 +7,8 @@
 
 static const char note_time[] = "depends on the time step only: computed in float";
 static const char note_skipped[] = "left in float on request";
+static const char note_time_w8[] = "depends on the time step only: weights in 8 bits, computed in float";
+static const char note_edge_w8[] = "reads or makes the image itself: weights in 8 bits, computed in float";
 static const char note_edge[] = "reads or makes the image itself: left in float";
 static const char note_weight[] = "its weight is not a constant f32 tensor";
 static const char note_products[] = "more products in one sum than int32 holds for certain";
@@ -101,18 +103,24 @@ static bool is_edge(const qd_graph *g, qd_node_id id)
     return false;
 }
 
-/* NULL, or why this layer stays in float. */
-static const char *float_note(const qd_graph *g, qd_node_id id, const bool *on_sample, const qd_layout_options *o)
+/* NULL, or why this layer computes in float. */
+static const char *float_note(const qd_graph *g, qd_node_id id, const bool *on_sample, const qd_layout_options *o,
+                              bool *weight_only)
 {
     const qd_node *n = qd_graph_node(g, id);
     const qd_node *w = qd_graph_node(g, n->input[1]);
-    if (!on_sample[n->input[0]])
-        return note_time;
+    const bool known = w->op == &qd_op_const && w->dtype == QD_F32;
     if (is_listed(o->skip, n->name))
         return note_skipped;
-    if (o->float_edges && is_edge(g, id))
-        return note_edge;
-    if (w->op != &qd_op_const || w->dtype != QD_F32)
+    if (!on_sample[n->input[0]]) {
+        *weight_only = o->w8_time && known;
+        return *weight_only ? note_time_w8 : note_time;
+    }
+    if (o->float_edges && is_edge(g, id)) {
+        *weight_only = o->w8_edges && known;
+        return *weight_only ? note_edge_w8 : note_edge;
+    }
+    if (!known)
         return note_weight;
     const int64_t rows = w->shape.dim[0];
     if (rows > 0 && qd_tensor_count(&w->value) / rows > QD_K_MAX_PRODUCTS)
@@ -186,6 +194,7 @@ qd_status qd_layout_new(const qd_graph *g, const qd_layout_options *o, qd_layout
     if (!on_sample || !shapes || !l)
         goto out;
     l->graph = g;
+    l->group_size = o->group_size;
 
     for (qd_node_id id = 0; id < n; id++)
         found += is_layer(qd_graph_node(g, id));
@@ -212,7 +221,13 @@ qd_status qd_layout_new(const qd_graph *g, const qd_layout_options *o, qd_layout
             continue;
         qd_quant_layer *layer = &l->layers[l->n_layers++];
         layer->id = id;
-        layer->note = float_note(g, id, on_sample, o);
+        layer->note = float_note(g, id, on_sample, o, &layer->weight_only);
+        if (layer->weight_only) {
+            const qd_shape *x = &shapes[node->input[0]];
+            layer->n_parts = 1;
+            layer->part[0] =
+                (qd_part){ .quantizer = -1, .channels = x->dim[node->op == &qd_op_conv2d ? 1 : x->rank - 1] };
+        }
         if (layer->note)
             continue;
         set_parts(l, layer, shapes, o->split_shortcut);

@@ -7,18 +7,23 @@
 #include "graph/op.h"
 #include "quant/quant_int.h"
 
-static const char *const bit_choices[] = { "8", NULL };
+static const char *const weight_choices[] = { "4", "6", "8", NULL };
+static const char *const activation_choices[] = { "6", "8", NULL };
+static const char *const group_choices[] = { "0", "32", "64", "128", NULL };
+static const char *const time_choices[] = { "w8", "float", NULL };
 static const char *const range_choices[] = { "minmax", "mse", NULL };
 static const char *const sampler_choices[] = { "ddim", "ddpm", NULL };
-static const char *const edge_choices[] = { "float", "int8", NULL };
+static const char *const edge_choices[] = { "w8", "float", "int8", NULL };
 static const char *const clip_choices[] = { "auto", "on", "off", NULL };
 
 /* clang-format off */
 #define PTQ_PARAMS(range_) \
-    { .name = "weight_bits", .type = QD_PARAM_INT, .fallback = "8", .choices = bit_choices, \
+    { .name = "weight_bits", .type = QD_PARAM_INT, .fallback = "8", .choices = weight_choices, \
       .summary = "Bits of each weight." }, \
-    { .name = "activation_bits", .type = QD_PARAM_INT, .fallback = "8", .choices = bit_choices, \
+    { .name = "activation_bits", .type = QD_PARAM_INT, .fallback = "8", .choices = activation_choices, \
       .summary = "Bits of each layer input." }, \
+    { .name = "group_size", .type = QD_PARAM_INT, .fallback = "0", .choices = group_choices, \
+      .summary = "Input channels whose weights share a scale; 0: all of an output channel, which is the fastest." }, \
     { .name = "weight_range", .type = QD_PARAM_CHOICE, .fallback = range_, .choices = range_choices, \
       .summary = "How the range of each output channel's weights is chosen: its largest value, or a search for the least error." }, \
     { .name = "activation_range", .type = QD_PARAM_CHOICE, .fallback = range_, .choices = range_choices, \
@@ -38,7 +43,10 @@ static const char *const clip_choices[] = { "auto", "on", "off", NULL };
     { .name = "measure_samples", .type = QD_PARAM_INT, .fallback = "8", .min = 1, .max = 1024, \
       .summary = "Trajectories, other than those of the calibration, on which the result is measured." }, \
     { .name = "edge_layers", .type = QD_PARAM_CHOICE, .fallback = "float", .choices = edge_choices, \
-      .summary = "The layers that read and make the image itself: 8 bits there cost much quality and save next to nothing." }, \
+      .summary = "The layers that read and make the image itself: w8 keeps their weights in 8 bits and computes in float, int8 computes " \
+                 "on codes, which costs much quality there and saves next to nothing." }, \
+    { .name = "time_layers", .type = QD_PARAM_CHOICE, .fallback = "w8", .choices = time_choices, \
+      .summary = "The layers that depend on the time step only: always computed in float, w8 keeps their weights in 8 bits." }, \
     { .name = "skip_layers", .type = QD_PARAM_STRING, .fallback = "", .max = 65536, \
       .summary = "Names of layers to leave in float, with commas between." }, \
     { .name = "split_shortcut", .type = QD_PARAM_BOOL, .fallback = "true", \
@@ -83,7 +91,10 @@ static qd_status read_task(const qd_quant_task *task, const qd_run *run, ptq *o,
         .symmetric = qd_params_bool(p, "symmetric_activations"),
         .layout = { .skip = qd_params_string(p, "skip_layers"),
                     .split_shortcut = qd_params_bool(p, "split_shortcut"),
-                    .float_edges = strcmp(qd_params_string(p, "edge_layers"), "float") == 0 },
+                    .float_edges = strcmp(qd_params_string(p, "edge_layers"), "int8") != 0,
+                    .w8_edges = strcmp(qd_params_string(p, "edge_layers"), "w8") == 0,
+                    .w8_time = strcmp(qd_params_string(p, "time_layers"), "w8") == 0,
+                    .group_size = qd_params_int(p, "group_size") },
         .calibration_steps = (int)qd_params_int(p, "calibration_steps"),
         .measure_samples = qd_params_int(p, "measure_samples"),
         .trajectories = { .graph = task->graph,
@@ -145,6 +156,10 @@ static void report_row(const qd_layout *l, const qd_quant_layer *layer, int part
                             .weights = weights,
                             .note = layer->note ? layer->note : "" };
     snprintf(r->name, sizeof r->name, "%s", n->name);
+    if (layer->weight_only) {
+        r->weight_bits = 8;
+        r->weight_sqnr_db = layer->part[0].sqnr_db;
+    }
     if (layer->note)
         return;
 
@@ -157,6 +172,7 @@ static void report_row(const qd_layout *l, const qd_quant_layer *layer, int part
         r->weights = weights / all * p->channels;
     }
     r->weight_bits = o->weight_bits;
+    r->group_size = p->group_size;
     r->activation_bits = o->activation_bits;
     r->scale = q->map.scale;
     r->zero = q->map.zero;

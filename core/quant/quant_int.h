@@ -25,14 +25,16 @@ typedef struct qd_quantizer {
 typedef struct qd_part {
     int quantizer;
     int64_t first, channels;
-    qd_tensor codes;  // I8 [O, channels / groups, kh, kw] or [O, channels]
-    qd_tensor wscale; // F32 [O]
-    double sqnr_db;   /* of the weights */
+    qd_tensor codes;    // I8, I6 or I4 [O, channels / groups, kh, kw] or [O, channels]
+    qd_tensor wscale;   // F32 [O], or [O, scales] with a group_size
+    int64_t group_size; /* input channels that share a scale; 0 = all of them */
+    double sqnr_db;     /* of the weights */
 } qd_part;
 
 typedef struct qd_quant_layer {
     qd_node_id id;
-    const char *note; /* why it stays in float; NULL when it is quantized */
+    const char *note; /* why it computes in float; NULL when it is quantized */
+    bool weight_only; /* it computes in float, with its weights kept in 8 bits: part[0] without a quantizer */
     int n_parts;      /* 1; 2 when split (qncd.md 4.1) */
     qd_part part[2];
 } qd_quant_layer;
@@ -43,12 +45,16 @@ typedef struct qd_layout {
     int n_layers;
     qd_quantizer *quantizers;
     int n_quantizers;
+    int64_t group_size; /* asked for; layers too narrow for two groups have one scale for each output */
 } qd_layout;
 
 typedef struct qd_layout_options {
     const char *skip;    /* names of layers left in float, with commas between */
     bool split_shortcut; /* qncd.md 4.1 */
     bool float_edges;    /* leave the layers in float that read the sample itself or make an output */
+    bool w8_edges;       /* with float_edges: but keep their weights in 8 bits (qncd.md 3.6) */
+    bool w8_time;        /* keep the weights of layers that depend on the time step only in 8 bits */
+    int64_t group_size;
 } qd_layout_options;
 
 /* Every conv2d and linear in graph order. Those that do not depend on the input "sample" depend on the time step only and stay in
@@ -59,7 +65,8 @@ void qd_layout_free(qd_layout *l);
 qd_status qd_layout_shapes(const qd_graph *g, qd_shape *shapes, qd_err *err);
 
 /* --- weights.c --- */
-/* Codes and scales of all weights: symmetric for each output channel, half to even. */
+/* Codes and scales of all weights: symmetric for each output channel or group of the layout, half to even; packed where `bits` allow
+ * (up to 4: I4, up to 6: I6). Weight-only layers get 8 bits over their whole range. */
 qd_status qd_layout_quantize_weights(qd_layout *l, int bits, bool search, const qd_run *run, qd_err *err);
 
 /* --- rewrite.c --- */

@@ -33,6 +33,10 @@ static void add_layer(qd_buf *b, const qd_layer_report *l)
     }
     if (l->weight_bits)
         add_number(b, "weight_sqnr_db", l->weight_sqnr_db);
+    if (l->group_size)
+        add_number(b, "group_size", (double)l->group_size);
+    /* What multiplies what: codes in integers, or floats whose weights may have been codes on disk. */
+    qd_buf_adds(b, l->activation_bits ? ",\"runs_as\":\"integer\"" : ",\"runs_as\":\"float\"");
     add_number(b, "macs", (double)l->macs);
     add_number(b, "weights", (double)l->weights);
     qd_buf_adds(b, ",\"note\":");

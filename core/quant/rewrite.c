@@ -51,6 +51,7 @@ static qd_node_id add_part(rewrite *w, const qd_node *n, const char *name, const
         attrs[n_attrs] = n->attr[n_attrs];
     attrs[n_attrs++] = QD_FLOAT("x_scale", map->scale);
     attrs[n_attrs++] = QD_INT("x_zero", map->zero);
+    attrs[n_attrs++] = QD_INT("group_size", p->group_size);
 
     snprintf(weight, sizeof weight, "%s.weight", name);
     snprintf(wscale, sizeof wscale, "%s.wscale", name);
@@ -60,10 +61,34 @@ static qd_node_id add_part(rewrite *w, const qd_node *n, const char *name, const
     return qd_graph_add(w->to, op, name, inputs, bias < 0 ? 3 : 4, attrs, n_attrs);
 }
 
+/* The layer as it was, its weight spelled out from codes and scales: a plan does so once, when it is compiled. */
+static qd_node_id add_weight_only(rewrite *w, const qd_node *n, const qd_part *p, qd_node_id bias)
+{
+    char name[NAME_BYTES];
+    qd_tensor wscale = p->wscale;
+    for (int k = 1; k < p->codes.shape.rank; k++)
+        wscale.shape.dim[wscale.shape.rank++] = 1;
+
+    snprintf(name, sizeof name, "%s.weight", n->name);
+    qd_node_id weight = qd_graph_const(w->to, name, &p->codes);
+    snprintf(name, sizeof name, "%s.wscale", n->name);
+    const qd_node_id scale = qd_graph_const(w->to, name, &wscale);
+    snprintf(name, sizeof name, "%s.weight.dequantize", n->name);
+    weight = qd_graph_add(w->to, &qd_op_dequantize, name, QD_IN(weight), QD_ATTRS(QD_FLOAT("scale", 1)));
+    snprintf(name, sizeof name, "%s.weight.scaled", n->name);
+    weight = qd_graph_add(w->to, &qd_op_mul, name, QD_IN(weight, scale), QD_NO_ATTRS);
+    const qd_node_id inputs[3] = { take(w, n->input[0]), weight, bias };
+    return qd_graph_add(w->to, n->op, n->name, inputs, bias < 0 ? 2 : 3, n->attr, n->n_attrs);
+}
+
 static void add_layer(rewrite *w, const qd_quant_layer *layer)
 {
     const qd_node *n = qd_graph_node(w->from, layer->id);
     const qd_node_id bias = n->n_inputs > 2 ? take(w, n->input[2]) : -1;
+    if (layer->weight_only) {
+        w->map[layer->id] = add_weight_only(w, n, &layer->part[0], bias);
+        return;
+    }
     if (layer->n_parts == 1) {
         w->map[layer->id] = add_part(w, n, n->name, &layer->part[0], bias);
         return;
@@ -87,7 +112,7 @@ static void add_all(rewrite *w)
             layer = &w->layout->layers[next++];
         if (n->op == &qd_op_const)
             continue;
-        if (layer && !layer->note) {
+        if (layer && (!layer->note || layer->weight_only)) {
             add_layer(w, layer);
             continue;
         }

@@ -51,15 +51,22 @@ static qd_status add_weight(twin *w, const qd_node *n, qd_node_id *id, qd_err *e
         return qd_fail(err, QD_E_UNSUPPORTED, "the weight of '%s' is not a constant", n->name);
     if (w->map[n->input[1]] >= 0)
         return qd_fail(err, QD_E_UNSUPPORTED, "the weight '%s' has two readers", codes->name);
-    qd_status st = qd_tensor_init(&t, QD_F32, &codes->shape, NULL, err);
+    qd_tensor plain = { 0 };
+    qd_status st = qd_tensor_unpack(&plain, &codes->value, NULL, err);
+    if (!st)
+        st = qd_tensor_init(&t, QD_F32, &codes->shape, NULL, err);
     if (st)
-        return st;
-    const int64_t rows = codes->shape.dim[0], row = rows ? qd_tensor_count(&t) / rows : 0;
+        goto out;
+    const int64_t rows = codes->shape.dim[0], channels = codes->shape.dim[1], group = qd_node_int(n, "group_size");
+    const int64_t scales = qd_k_scales(channels, group), row = rows ? qd_tensor_count(&t) / rows : 0;
+    const int64_t share = group ? row / channels * group : row; /* weights of a row that share a scale */
     for (int64_t k = 0; k < rows * row; k++)
-        qd_f32(&t)[k] = (float)qd_i8(&codes->value)[k] * qd_f32(&wscale->value)[k / row];
+        qd_f32(&t)[k] = (float)qd_i8(&plain)[k] * qd_f32(&wscale->value)[k / row * scales + k % row / share];
     *id = w->map[n->input[1]] = qd_graph_const(w->to, codes->name, &t);
     qd_tensor_clear(&t);
-    return QD_OK;
+out:
+    qd_tensor_clear(&plain);
+    return st;
 }
 
 static qd_status add_layer(twin *w, qd_node_id id, const qd_op *op, qd_err *err)
@@ -74,7 +81,8 @@ static qd_status add_layer(twin *w, qd_node_id id, const qd_op *op, qd_err *err)
     if (st)
         return st;
     for (int k = 0; k < n->n_attrs; k++)
-        if (strcmp(n->attr[k].name, "x_scale") != 0 && strcmp(n->attr[k].name, "x_zero") != 0)
+        if (strcmp(n->attr[k].name, "x_scale") != 0 && strcmp(n->attr[k].name, "x_zero") != 0 &&
+            strcmp(n->attr[k].name, "group_size") != 0)
             attrs[n_attrs++] = n->attr[k];
     const qd_node_id bias = n->n_inputs > 3 ? take(w, n->input[3]) : -1;
     const qd_node_id inputs[3] = { take(w, n->input[0]), weight, bias };
@@ -91,7 +99,8 @@ static qd_status add_node(twin *w, qd_node_id id, qd_err *err)
         return add_layer(w, id, &qd_op_conv2d, err);
     if (n->op == &qd_op_qlinear)
         return add_layer(w, id, &qd_op_linear, err);
-    if (n->op == &qd_op_dequantize) {
+    /* Codes that are a constant are the weights of a layer that computes in float: the same in the twin. */
+    if (n->op == &qd_op_dequantize && qd_graph_node(w->from, n->input[0])->op != &qd_op_const) {
         const qd_status st = check_reader(w->from, n, "scale", "zero", err);
         w->map[id] = take(w, n->input[0]);
         return st;

@@ -1,4 +1,4 @@
-/* weights.c - weights to codes: symmetric, a scale for each output channel (qncd.md 3.3, product default). */
+/* weights.c - weights to codes: symmetric, a scale for each output channel or group of input channels (qncd.md 3.3). */
 #include <math.h>
 #include <string.h>
 
@@ -13,10 +13,11 @@ typedef struct rows {
     const float *weight;
     int64_t stride; // floats from row to row of the whole weight
     int64_t first, length;
+    int64_t scales, group; /* of a row; weights that share one */
     int bits;
     bool search;
     int8_t *codes;   // [rows, length]
-    float *wscale;   // [rows]
+    float *wscale;   // [rows, scales]
     float *restored; // [rows, length]
     bool *failed;    // [rows]
 } rows;
@@ -24,21 +25,40 @@ typedef struct rows {
 static void quantize_row(void *ctx, int64_t o)
 {
     const rows *r = ctx;
-    const float *w = r->weight + o * r->stride + r->first;
-    qd_affine map;
-    float lo, hi;
-    /* The only failure is a value that is not finite: the words are made once, by the caller. */
-    if (!qd_min_max(w, r->length, &lo, &hi) ||
-        (r->search ? qd_affine_search_range(w, NULL, r->length, lo, hi, r->bits, true, &map, NULL)
-                   : qd_affine_fit(lo, hi, r->bits, true, &map, NULL))) {
-        r->failed[o] = true;
-        return;
+    for (int64_t g = 0; g < r->scales; g++) {
+        const int64_t begin = g * r->group, n = r->length - begin < r->group ? r->length - begin : r->group;
+        const float *w = r->weight + o * r->stride + r->first + begin;
+        int8_t *codes = r->codes + o * r->length + begin;
+        float *restored = r->restored + o * r->length + begin;
+        qd_affine map;
+        float lo, hi;
+        /* The only failure is a value that is not finite: the words are made once, by the caller. */
+        if (!qd_min_max(w, n, &lo, &hi) ||
+            (r->search ? qd_affine_search_range(w, NULL, n, lo, hi, r->bits, true, &map, NULL)
+                       : qd_affine_fit(lo, hi, r->bits, true, &map, NULL))) {
+            r->failed[o] = true;
+            return;
+        }
+        r->wscale[o * r->scales + g] = map.scale;
+        for (int64_t k = 0; k < n; k++) {
+            codes[k] = (int8_t)qd_affine_encode(w[k], &map);
+            restored[k] = (float)codes[k] * map.scale;
+        }
     }
-    r->wscale[o] = map.scale;
-    for (int64_t k = 0; k < r->length; k++) {
-        r->codes[o * r->length + k] = (int8_t)qd_affine_encode(w[k], &map);
-        r->restored[o * r->length + k] = (float)r->codes[o * r->length + k] * map.scale;
-    }
+}
+
+/* Codes of few bits take the room of few bits. */
+static qd_status pack(qd_tensor *codes, int bits, const qd_run *run, qd_err *err)
+{
+    qd_tensor packed;
+    if (bits > 6)
+        return QD_OK;
+    qd_status st = qd_tensor_pack(&packed, codes, bits > 4 ? QD_I6 : QD_I4, qd_run_budget(run), err);
+    if (st)
+        return st;
+    qd_tensor_clear(codes);
+    *codes = packed;
+    return QD_OK;
 }
 
 static qd_status quantize_part(const qd_node *layer, const qd_tensor *weight, qd_part *p, int bits, bool search,
@@ -51,7 +71,8 @@ static qd_status quantize_part(const qd_node *layer, const qd_tensor *weight, qd
     if (p->channels < shape.dim[1])
         shape.dim[1] = p->channels;
     const int64_t length = shape.dim[1] * per_channel;
-    const qd_shape channels = QD_SHAPE(out);
+    const int64_t scales = qd_k_scales(shape.dim[1], p->group_size);
+    const qd_shape channels = p->group_size ? QD_SHAPE(out, scales) : QD_SHAPE(out);
     qd_sqnr sqnr = { 0 };
     qd_tensor restored = { 0 }, codes = { 0 }, wscale = { 0 };
     qd_status st;
@@ -73,6 +94,8 @@ static qd_status quantize_part(const qd_node *layer, const qd_tensor *weight, qd
                .stride = weight->shape.dim[1] * per_channel,
                .first = p->first * per_channel,
                .length = length,
+               .scales = scales,
+               .group = p->group_size ? p->group_size * per_channel : length,
                .bits = bits,
                .search = search,
                .codes = qd_i8(&codes),
@@ -88,6 +111,9 @@ static qd_status quantize_part(const qd_node *layer, const qd_tensor *weight, qd
         }
         qd_sqnr_add(&sqnr, r.weight + o * r.stride + r.first, r.restored + o * length, length);
     }
+    st = pack(&codes, bits, run, err);
+    if (st)
+        goto out;
     p->sqnr_db = qd_sqnr_value_db(&sqnr);
     p->codes = codes;
     p->wscale = wscale;
@@ -106,10 +132,15 @@ qd_status qd_layout_quantize_weights(qd_layout *l, int bits, bool search, const 
         qd_quant_layer *layer = &l->layers[k];
         const qd_node *n = qd_graph_node(l->graph, layer->id);
         const qd_tensor *weight = &qd_graph_node(l->graph, n->input[1])->value;
+        const bool grouped = l->group_size && !layer->weight_only && weight->shape.dim[1] > l->group_size &&
+                             (n->op != &qd_op_conv2d || qd_node_int(n, "groups") == 1);
         for (int p = 0; p < layer->n_parts; p++) {
+            qd_part *part = &layer->part[p];
             qd_status st = qd_run_check(run, err);
+            part->group_size = grouped && part->channels > l->group_size ? l->group_size : 0;
             if (!st)
-                st = quantize_part(n, weight, &layer->part[p], bits, search, run, err);
+                st = layer->weight_only ? quantize_part(n, weight, part, 8, false, run, err)
+                                        : quantize_part(n, weight, part, bits, search, run, err);
             if (st)
                 return st;
         }

@@ -10,8 +10,7 @@ static const struct {
 } types[QD_DTYPE_COUNT] = {
     [QD_F32] = { "f32", 32 }, [QD_F16] = { "f16", 16 },  [QD_BF16] = { "bf16", 16 }, [QD_F64] = { "f64", 64 },
     [QD_I64] = { "i64", 64 }, [QD_I32] = { "i32", 32 },  [QD_I16] = { "i16", 16 },   [QD_I8] = { "i8", 8 },
-    [QD_U8] = { "u8", 8 },    [QD_BOOL] = { "bool", 8 }, [QD_I4] = { "i4", 4 },
-    [QD_I6] = { "i6", 6 },
+    [QD_U8] = { "u8", 8 },    [QD_BOOL] = { "bool", 8 }, [QD_I4] = { "i4", 4 },      [QD_I6] = { "i6", 6 },
 };
 
 const char *qd_dtype_name(qd_dtype t)

@@ -108,30 +108,6 @@ static void qconv_tile(int32_t *acc, const void *codes, bool is_signed, int64_t 
     }
 }
 
-void qd_k_qconv2d(float *dst, const void *codes, bool is_signed, const int8_t *weight, const float *wscale,
-                  const float *bias, float x_scale, int32_t x_zero, const qd_conv_shape *s)
-{
-    int32_t acc[TILE];
-    const int64_t in_group = s->c / s->groups, out_group = s->o / s->groups;
-    for (int64_t n = 0; n < s->n; n++) {
-        for (int64_t o = 0; o < s->o; o++) {
-            const int64_t first = (n * s->c + o / out_group * in_group) * s->h * s->w;
-            const int8_t *filter = weight + o * in_group * s->kh * s->kw;
-            const float scale = x_scale * wscale[o];
-            const float b = bias ? bias[o] : 0.0f;
-            for (int64_t y = 0; y < s->oh; y++) {
-                float *row = dst + ((n * s->o + o) * s->oh + y) * s->ow;
-                for (int64_t x0 = 0; x0 < s->ow; x0 += TILE) {
-                    const int64_t x1 = min_i64(x0 + TILE, s->ow);
-                    qconv_tile(acc, codes, is_signed, first, filter, x_zero, s, y, x0, x1);
-                    for (int64_t x = x0; x < x1; x++)
-                        row[x] = (float)acc[x - x0] * scale + b;
-                }
-            }
-        }
-    }
-}
-
 int64_t qd_k_scales(int64_t channels, int64_t group)
 {
     return group ? (channels + group - 1) / group : 1;
@@ -164,8 +140,8 @@ static void packed_row(float *row, const void *codes, bool is_signed, int64_t fi
     }
 }
 
-void qd_k_qconv2d_packed(float *dst, const void *codes, bool is_signed, const qd_packed_weight *weight,
-                         const float *bias, float x_scale, int32_t x_zero, const qd_conv_shape *s)
+void qd_k_qconv2d(float *dst, const void *codes, bool is_signed, const qd_k_codes *weight, const float *bias,
+                  float x_scale, int32_t x_zero, const qd_conv_shape *s)
 {
     int8_t filter[QD_K_MAX_PRODUCTS];
     const int64_t in_group = s->c / s->groups, out_group = s->o / s->groups;

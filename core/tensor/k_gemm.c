@@ -49,25 +49,8 @@ void qd_k_linear(float *dst, const float *src, const float *weight, const float 
     }
 }
 
-void qd_k_qlinear(float *dst, const void *codes, bool is_signed, const int8_t *weight, const float *wscale,
-                  const float *bias, float x_scale, int32_t x_zero, int64_t rows, int64_t in, int64_t out)
-{
-    for (int64_t i = 0; i < rows; i++) {
-        for (int64_t j = 0; j < out; j++) {
-            const int8_t *w = weight + j * in;
-            int32_t acc = 0;
-            for (int64_t p = 0; p < in; p++) {
-                const int64_t at = i * in + p;
-                const int32_t q = is_signed ? ((const int8_t *)codes)[at] : ((const uint8_t *)codes)[at];
-                acc += (q - x_zero) * w[p];
-            }
-            dst[i * out + j] = (float)acc * (x_scale * wscale[j]) + (bias ? bias[j] : 0.0f);
-        }
-    }
-}
-
-void qd_k_qlinear_packed(float *dst, const void *codes, bool is_signed, const qd_packed_weight *weight,
-                         const float *bias, float x_scale, int32_t x_zero, int64_t rows, int64_t in, int64_t out)
+void qd_k_qlinear(float *dst, const void *codes, bool is_signed, const qd_k_codes *weight, const float *bias,
+                  float x_scale, int32_t x_zero, int64_t rows, int64_t in, int64_t out)
 {
     int8_t filter[QD_K_MAX_PRODUCTS];
     const int64_t scales = qd_k_scales(in, weight->group), width = scales == 1 ? in : weight->group;

@@ -21,21 +21,20 @@ typedef struct qd_conv_shape {
 /* k_conv.c */
 void qd_k_conv2d(float *dst, const float *src, const float *weight, const float *bias, const qd_conv_shape *s);
 /* Integer: acc = sum (q - x_zero) * w in int32, exact for up to QD_K_MAX_PRODUCTS products with x_zero a code itself;
- * dst = (float)acc * (x_scale * wscale[o]) + bias[o]. codes U8 or I8 by is_signed. */
+ * dst = (float)acc * (x_scale * wscale[o]) + bias[o]. codes U8 or I8 by is_signed.
+ *
+ * Weights have 4, 6 or 8 bits, a row for each output (tensor.h). wscale [o, n], n = qd_k_scales(c / groups, group): one scale for every
+ * `group` input channels, the last perhaps for fewer; group 0: one for all. Several are summed in double and rounded once. */
 #define QD_K_MAX_PRODUCTS 65536 /* x 255 x 128 < 2^31 */
-void qd_k_qconv2d(float *dst, const void *codes, bool is_signed, const int8_t *weight, const float *wscale,
-                  const float *bias, float x_scale, int32_t x_zero, const qd_conv_shape *s);
-/* The same on weights of 4, 6 or 8 bits, a row for each output (tensor.h), wscale [o, n] with n = qd_k_scales(c / groups, group): one
- * scale for every `group` input channels, the last perhaps for fewer; 0: one for all. Several: summed in double, rounded once. */
-typedef struct qd_packed_weight {
+typedef struct qd_k_codes {
     const void *codes;
     int bits;
     int64_t group;
     const float *wscale;
-} qd_packed_weight;
+} qd_k_codes;
 int64_t qd_k_scales(int64_t channels, int64_t group);
-void qd_k_qconv2d_packed(float *dst, const void *codes, bool is_signed, const qd_packed_weight *weight,
-                         const float *bias, float x_scale, int32_t x_zero, const qd_conv_shape *s);
+void qd_k_qconv2d(float *dst, const void *codes, bool is_signed, const qd_k_codes *weight, const float *bias,
+                  float x_scale, int32_t x_zero, const qd_conv_shape *s);
 /* The transposed convolution: s->c, h, w of src, s->o, oh, ow of dst, weight [c, o / groups, kh, kw]; pads are cut from the result. */
 void qd_k_conv_transpose2d(float *dst, const float *src, const float *weight, const float *bias,
                            const qd_conv_shape *s);
@@ -49,10 +48,8 @@ void qd_k_gemm(float *dst, const float *a, const float *b, int64_t m, int64_t n,
                float alpha);
 void qd_k_linear(float *dst, const float *src, const float *weight, const float *bias, int64_t rows, int64_t in,
                  int64_t out);
-void qd_k_qlinear(float *dst, const void *codes, bool is_signed, const int8_t *weight, const float *wscale,
-                  const float *bias, float x_scale, int32_t x_zero, int64_t rows, int64_t in, int64_t out);
-void qd_k_qlinear_packed(float *dst, const void *codes, bool is_signed, const qd_packed_weight *weight,
-                         const float *bias, float x_scale, int32_t x_zero, int64_t rows, int64_t in, int64_t out);
+void qd_k_qlinear(float *dst, const void *codes, bool is_signed, const qd_k_codes *weight, const float *bias,
+                  float x_scale, int32_t x_zero, int64_t rows, int64_t in, int64_t out);
 
 /* k_norm.c */
 void qd_k_group_norm(float *dst, const float *src, const float *weight, const float *bias, int64_t n, int64_t c,

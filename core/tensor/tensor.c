@@ -79,7 +79,6 @@ static void packed_rows(const qd_shape *shape, int64_t count, int64_t *rows, int
     *row = *rows ? count / *rows : 0;
 }
 
-
 static qd_status shape_bytes(qd_dtype dtype, const qd_shape *shape, size_t *bytes, qd_err *err)
 {
     char text[200];

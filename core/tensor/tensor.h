@@ -22,8 +22,8 @@ typedef enum qd_dtype {
     QD_I8,
     QD_U8,
     QD_BOOL, /* one byte, 0 or 1 */
-    QD_I4,   /* two's complement codes of 4 bits, two to a byte, low nibble first; and of 6 bits, four to three bytes, low bits */
-    QD_I6,   /* first. What one index of axis 0 holds (an output channel's weights; all of it below rank 2) fills whole bytes. */
+    QD_I4, /* two's complement codes of 4 bits, two to a byte, low nibble first; and of 6 bits, four to three bytes, low bits */
+    QD_I6, /* first. What one index of axis 0 holds (an output channel's weights; all of it below rank 2) fills whole bytes. */
     QD_DTYPE_COUNT,
 } qd_dtype;
 

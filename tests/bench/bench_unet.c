@@ -1,7 +1,9 @@
-/* bench_unet.c - a diffusion U-Net in float and in int8 against the bare convolutions of oneDNN, all in turn in one run.
+/* bench_unet.c - a diffusion U-Net in float, W8A8 and W4A8 against the bare convolutions of oneDNN, all in turn in one run.
  *
  * One JSON line for each model, batch and number of threads: medians over the rounds. The ceiling is the time of the float
  * convolutions alone, each in the layout oneDNN likes best, with nothing in between.
+ *
+ * W4A8 keeps its weights in 4 bits in the plan; int4_grouped has a scale for every 64 input channels. time layers stay in float.
  *
  *   bench_unet [--rounds n] [--model cifar10|fmnist] [--batch n] [--threads n] [--profile] */
 #include <math.h>
@@ -59,12 +61,14 @@ static double median(double *v, int n)
     return v[n / 2];
 }
 
-/* --- the int8 twin: ranges fixed, weights by their largest value, shortcuts of a concat split (qncd.md 4.1) --- */
+/* --- the integer twins: ranges fixed, weights by their largest value, shortcuts of a concat split (qncd.md 4.1) --- */
 
 typedef struct rewrite {
     const qd_graph *from;
     qd_graph *to;
     qd_node_id *map, *codes; // [nodes of from]
+    int bits;
+    int64_t group; /* input channels that share a scale; 0 = all */
 } rewrite;
 
 static qd_node_id codes_of(rewrite *w, qd_node_id value)
@@ -88,19 +92,31 @@ static qd_node_id integer_part(rewrite *w, const qd_node *n, const char *suffix,
     qd_tensor codes = { 0 }, scale = { 0 };
     const qd_tensor *weight = &qd_graph_node(w->from, n->input[1])->value;
     qd_shape shape = weight->shape;
-    const qd_shape per_output = QD_SHAPE(weight->shape.dim[0]);
     const int64_t outs = shape.dim[0], ins = shape.dim[1], kernel = qd_tensor_count(weight) / outs / ins;
+    const int64_t group = count > w->group ? w->group : 0, scales = qd_k_scales(count, group);
+    const int64_t share = (group ? group : count) * kernel, length = count * kernel;
+    const qd_shape scale_shape = group ? QD_SHAPE(outs, scales) : QD_SHAPE(outs);
+    const float most = (float)((1 << (w->bits - 1)) - 1);
     shape.dim[1] = count;
-    if (qd_tensor_init(&codes, QD_I8, &shape, NULL, &err) || qd_tensor_init(&scale, QD_F32, &per_output, NULL, &err))
+    if (qd_tensor_init(&codes, QD_I8, &shape, NULL, &err) || qd_tensor_init(&scale, QD_F32, &scale_shape, NULL, &err))
         die("weights", &err);
-    for (int64_t o = 0; o < outs; o++) {
-        const float *row = qd_f32(weight) + (o * ins + first) * kernel;
+    for (int64_t k = 0; k < outs * scales; k++) {
+        const int64_t o = k / scales, from = k % scales * share,
+                      n_share = length - from < share ? length - from : share;
+        const float *row = qd_f32(weight) + (o * ins + first) * kernel + from;
         float top = 1e-6f;
-        for (int64_t k = 0; k < count * kernel; k++)
-            top = fmaxf(top, fabsf(row[k]));
-        qd_f32(&scale)[o] = top / 127.0f;
-        for (int64_t k = 0; k < count * kernel; k++)
-            qd_i8(&codes)[o * count * kernel + k] = (int8_t)lrintf(row[k] / top * 127.0f);
+        for (int64_t i = 0; i < n_share; i++)
+            top = fmaxf(top, fabsf(row[i]));
+        qd_f32(&scale)[k] = top / most;
+        for (int64_t i = 0; i < n_share; i++)
+            qd_i8(&codes)[o * length + from + i] = (int8_t)lrintf(row[i] / top * most);
+    }
+    if (w->bits == 4) {
+        qd_tensor packed;
+        if (qd_tensor_pack(&packed, &codes, QD_I4, NULL, &err))
+            die("weights", &err);
+        qd_tensor_clear(&codes);
+        codes = packed;
     }
     qd_attr attrs[QD_MAX_ATTRS];
     int n_attrs = 0;
@@ -108,6 +124,7 @@ static qd_node_id integer_part(rewrite *w, const qd_node *n, const char *suffix,
         attrs[n_attrs] = n->attr[n_attrs];
     attrs[n_attrs++] = QD_FLOAT("x_scale", RANGE / 255.0f);
     attrs[n_attrs++] = QD_INT("x_zero", 64);
+    attrs[n_attrs++] = QD_INT("group_size", group);
     snprintf(name, sizeof(name), "%s%s", n->name, suffix);
     snprintf(other, sizeof(other), "%s.codes", name);
     const qd_node_id c = qd_graph_const(w->to, other, &codes);
@@ -120,12 +137,14 @@ static qd_node_id integer_part(rewrite *w, const qd_node *n, const char *suffix,
                         attrs, n_attrs);
 }
 
-static qd_graph *to_int8(const qd_graph *g, const qd_shape *shapes)
+static qd_graph *to_codes(const qd_graph *g, const qd_shape *shapes, int bits, int64_t group)
 {
     qd_err err = { 0 };
     qd_graph *pruned = NULL;
     const int n = qd_graph_size(g);
     rewrite w = { .from = g,
+                  .bits = bits,
+                  .group = group,
                   .map = qd_calloc((size_t)n, sizeof(qd_node_id)),
                   .codes = qd_calloc((size_t)n, sizeof(qd_node_id)) };
     if (!w.map || !w.codes || qd_graph_new(&w.to, &err))
@@ -297,9 +316,12 @@ static void print_profile(const char *title, const qd_plan *p)
     qd_buf_clear(&b);
 }
 
+enum { FLOAT, W8, W4, W4_GROUPED, KINDS };
+static const char *const kind_names[KINDS] = { "float", "int8", "int4", "int4_grouped" };
+
 static void measure(const char *name, const qd_graph *g, int64_t batch, int threads, int rounds, bool profile)
 {
-    double in_float[MAX_ROUNDS], in_int8[MAX_ROUNDS], bare_time[MAX_ROUNDS];
+    static double took[KINDS + 1][MAX_ROUNDS]; /* the last: the ceiling */
     qd_err err = { 0 };
     qd_shape inputs[2] = { qd_graph_node(g, qd_graph_input_at(g, 0))->shape, QD_SHAPE(batch) };
     inputs[0].dim[0] = batch;
@@ -307,8 +329,15 @@ static void measure(const char *name, const qd_graph *g, int64_t batch, int thre
     qd_shape *shapes = qd_calloc((size_t)qd_graph_size(g), sizeof(*shapes));
     if (!shapes || qd_shape_count(&inputs[0], &count, &err) || qd_graph_shapes(g, inputs, 2, shapes, &err))
         die("shapes", &err);
-    qd_graph *g8 = to_int8(g, shapes);
-    qd_plan *p = compile(g, inputs, threads, profile), *p8 = compile(g8, inputs, threads, profile);
+    qd_plan *plan[KINDS];
+    size_t weights[KINDS], disk[KINDS];
+    for (int k = 0; k < KINDS; k++) {
+        qd_graph *other = k == FLOAT ? NULL : to_codes(g, shapes, k == W8 ? 8 : 4, k == W4_GROUPED ? 64 : 0);
+        plan[k] = compile(other ? other : g, inputs, threads, profile);
+        weights[k] = qd_plan_weight_bytes(plan[k]);
+        disk[k] = qd_graph_param_bytes(other ? other : g);
+        qd_graph_free(other);
+    }
     ceiling c = make_ceiling(g, shapes, threads);
 
     float *x = qd_alloc_aligned((size_t)count * sizeof(float)), *y = qd_alloc_aligned((size_t)count * sizeof(float));
@@ -321,29 +350,31 @@ static void measure(const char *name, const qd_graph *g, int64_t batch, int thre
     const void *const in[2] = { x, t };
     void *const out[1] = { y };
     for (int r = -1; r < rounds; r++) { /* the first round warms up */
-        const int k = r < 0 ? 0 : r;
-        in_float[k] = run_plan(p, in, out);
-        bare_time[k] = run_ceiling(&c, threads);
-        in_int8[k] = run_plan(p8, in, out);
+        const int at = r < 0 ? 0 : r;
+        for (int k = 0; k < KINDS; k++)
+            took[k][at] = run_plan(plan[k], in, out);
+        took[KINDS][at] = run_ceiling(&c, threads);
     }
-    if (profile) {
-        print_profile("float", p);
-        print_profile("int8", p8);
+    double mid[KINDS + 1];
+    for (int k = 0; k <= KINDS; k++)
+        mid[k] = median(took[k], rounds); /* sorts: the first is the best, what a quiet machine would show */
+    printf("{\"bench\": \"unet\", \"model\": \"%s\", \"batch\": %d, \"threads\": %d, \"rounds\": %d", name, (int)batch,
+           threads, rounds);
+    for (int k = 0; k < KINDS; k++) {
+        if (profile)
+            print_profile(kind_names[k], plan[k]);
+        printf(", \"%s_images_per_s\": %.2f, \"%s_ms\": %.3f, \"best_%s_ms\": %.3f, \"%s_weight_bytes\": %zu, "
+               "\"%s_constant_bytes\": %zu",
+               kind_names[k], (double)batch / mid[k], kind_names[k], mid[k] * 1e3, kind_names[k], took[k][0] * 1e3,
+               kind_names[k], weights[k], kind_names[k], disk[k]);
+        qd_plan_free(plan[k]);
     }
-    const double f = median(in_float, rounds), q = median(in_int8, rounds), b = median(bare_time, rounds);
-    printf("{\"bench\": \"unet\", \"model\": \"%s\", \"batch\": %d, \"threads\": %d, \"rounds\": %d, "
-           "\"float_images_per_s\": %.2f, \"int8_images_per_s\": %.2f, \"int8_over_float\": %.2f, "
-           "\"float_over_ceiling\": %.3f, \"float_ms\": %.3f, \"int8_ms\": %.3f, \"ceiling_ms\": %.3f, ",
-           name, (int)batch, threads, rounds, (double)batch / f, (double)batch / q, f / q, f / b, f * 1e3, q * 1e3,
-           b * 1e3);
-    /* The best of all rounds: what a quiet machine would show. median() has sorted them. */
-    printf("\"best_float_ms\": %.3f, \"best_int8_ms\": %.3f, \"best_ceiling_ms\": %.3f}\n", in_float[0] * 1e3,
-           in_int8[0] * 1e3, bare_time[0] * 1e3);
+    printf(", \"ceiling_ms\": %.3f, \"best_ceiling_ms\": %.3f, \"int8_over_float\": %.2f, \"int4_over_int8\": %.2f, "
+           "\"int4_grouped_over_int8\": %.2f, \"float_over_ceiling\": %.3f}\n",
+           mid[KINDS] * 1e3, took[KINDS][0] * 1e3, mid[FLOAT] / mid[W8], mid[W8] / mid[W4], mid[W8] / mid[W4_GROUPED],
+           mid[FLOAT] / mid[KINDS]);
     fflush(stdout);
     free_ceiling(&c);
-    qd_plan_free(p);
-    qd_plan_free(p8);
-    qd_graph_free(g8);
     qd_free(shapes);
     qd_free(x);
     qd_free(y);

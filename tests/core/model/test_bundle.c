@@ -280,6 +280,95 @@ static void each_rule_refuses(void **state)
     qd_meta_free(meta);
 }
 
+/* One tensor "w" of bytes, and a constant that says what they are. */
+static void packed_codes_and_strangers(void **state)
+{
+    const char *path = in(harness_tmp(), "a.safetensors"), *again = in(harness_tmp(), "b.safetensors");
+    const qd_shape nine = QD_SHAPE(3, 3, 3), image = QD_SHAPE(-1, 3);
+    char hash[2][QD_SHA256_HEX];
+    qd_graph *g = NULL, *back = NULL;
+    qd_meta *meta = NULL;
+    qd_weights *w = NULL;
+    qd_err err = { 0 };
+
+    for (int bits = 4; bits <= 6; bits += 2) {
+        qd_tensor codes, packed;
+        check_ok(qd_tensor_init(&codes, QD_I8, &nine, NULL, &err), &err);
+        for (int k = 0; k < 27; k++)
+            qd_i8(&codes)[k] = (int8_t)(k % 16 - 8);
+        check_ok(qd_tensor_pack(&packed, &codes, bits == 4 ? QD_I4 : QD_I6, NULL, &err), &err);
+        check_ok(qd_graph_new(&g, &err), &err);
+        qd_graph_const(g, "w", &packed);
+        qd_graph_output(g, "y", qd_graph_input(g, "x", QD_F32, &image));
+        check_ok(qd_bundle_save(path, g, NULL, hash[0], &err), &err);
+
+        /* To others it is a tensor of bytes. */
+        check_ok(qd_safetensors_open(path, &w, NULL, &err), &err);
+        assert_int_equal(qd_weights_find(w, "w")->dtype, QD_U8);
+        assert_int_equal(qd_weights_find(w, "w")->shape.dim[1], bits == 4 ? 5 : 7);
+        qd_weights_free(w);
+
+        check_ok(qd_bundle_open(path, &back, &meta, &err), &err);
+        check_same_graph(g, back);
+        check_ok(qd_bundle_save(again, back, NULL, hash[1], &err), &err);
+        assert_string_equal(hash[0], hash[1]);
+        qd_graph_free(back);
+        qd_meta_free(meta);
+        back = NULL;
+        meta = NULL;
+        qd_graph_free(g);
+        qd_tensor_clear(&codes);
+        qd_tensor_clear(&packed);
+    }
+
+    const struct {
+        const char *node;
+        uint8_t last; /* byte of a row */
+        const char *words;
+    } cases[] = {
+        { "\"dtype\":\"i4\",\"shape\":[2,3]", 0x0f, NULL },
+        { "\"dtype\":\"i4\",\"shape\":[2,3]", 0x1f, "graph node 1 'w': the bits past the end of row 0 are not zero" },
+        { "\"dtype\":\"i4\",\"shape\":[2,4]", 0x1f, NULL },
+        { "\"dtype\":\"i6\",\"shape\":[2,2]", 0x0f, NULL },
+        { "\"dtype\":\"i6\",\"shape\":[2,2]", 0x1f, "the bits past the end" },
+        { "\"dtype\":\"i4\",\"shape\":[2,5]", 0, "its tensor must be U8 [2, 3]" },
+        { "\"dtype\":\"i4\",\"shape\":[3,3]", 0, "its tensor must be U8 [3, 2]" },
+        { "\"dtype\":\"i8\",\"shape\":[2,2]", 0, "a constant's dtype can be" },
+        { "\"dtype\":\"i4\"", 0, "shape must be an array" },
+        { "\"shape\":[2,3]", 0, "a constant's dtype can be" },
+        { "\"dtype\":\"i4\",\"shape\":[2,-3]", 0, "shape must be an array" },
+        { "\"dtype\":\"i4\",\"shape\":[4611686018427387904,4611686018427387904]", 0, "shape must be an array" },
+    };
+    for (size_t k = 0; k < sizeof(cases) / sizeof(cases[0]); k++) {
+        char text[400];
+        const qd_shape shape = QD_SHAPE(2, 2);
+        qd_tensor t;
+
+        check_ok(qd_tensor_init(&t, QD_U8, &shape, NULL, &err), &err);
+        memset(t.data, cases[k].last, 4);
+        check_ok(qd_weights_new(&w, &err), &err);
+        check_ok(qd_meta_new(&meta, &err), &err);
+        check_ok(qd_weights_add(w, "w", &t, &err), &err);
+        snprintf(text, sizeof(text), NODES(X ",{\"op\":\"const\",\"name\":\"w\",%s}"), cases[k].node);
+        check_ok(qd_meta_set(meta, "format", QD_BUNDLE_FORMAT, &err), &err);
+        check_ok(qd_meta_set(meta, "graph", text, &err), &err);
+        check_ok(qd_safetensors_save(path, w, meta, NULL, &err), &err);
+        qd_tensor_clear(&t);
+        qd_weights_free(w);
+        qd_meta_free(meta);
+        meta = NULL;
+        if (cases[k].words) {
+            check_fails(qd_bundle_open(path, &back, &meta, &err), QD_E_FORMAT, cases[k].words, &err);
+            continue;
+        }
+        check_ok(qd_bundle_open(path, &back, &meta, &err), &err);
+        qd_graph_free(back);
+        qd_meta_free(meta);
+        back = NULL;
+        meta = NULL;
+    }
+}
+
 static void too_many_nodes_are_refused(void **state)
 {
     const char *path = in(harness_tmp(), "a.safetensors");
@@ -344,8 +433,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(save_then_open_is_identity), cmocka_unit_test(floats_survive_exactly),
-        cmocka_unit_test(each_rule_refuses),          cmocka_unit_test(too_many_nodes_are_refused),
-        cmocka_unit_test(every_allocation_may_fail),
+        cmocka_unit_test(packed_codes_and_strangers), cmocka_unit_test(each_rule_refuses),
+        cmocka_unit_test(too_many_nodes_are_refused), cmocka_unit_test(every_allocation_may_fail),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

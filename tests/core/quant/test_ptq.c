@@ -393,10 +393,8 @@ static const struct {
     const char *method, *edges;
     double least_db;
 } rows[] = {
-    { "minmax", "int8", 19.4 },
-    { "mse", "int8", 19.8 },
-    { "minmax", "float", 32.6 },
-    { "mse", "float", 33.3 },
+    { "minmax", "int8", 19.4 }, { "mse", "int8", 19.8 }, { "minmax", "float", 32.6 },
+    { "mse", "float", 33.3 },   { "mse", "w8", 32.6 },
 };
 
 static void the_shipped_model(void **state)
@@ -404,8 +402,9 @@ static void the_shipped_model(void **state)
     qd_err err = { 0 };
     shipped s;
     shipped_open(&s);
-    double db[4];
-    for (int k = 0; k < 4; k++) {
+    enum { ROWS = sizeof rows / sizeof *rows };
+    double db[ROWS];
+    for (int k = 0; k < ROWS; k++) {
         const qd_method *m = qd_method_find(rows[k].method);
         const bool whole = strcmp(rows[k].edges, "int8") == 0;
         const char *const short_run[] = {
@@ -422,10 +421,10 @@ static void the_shipped_model(void **state)
         int in_float = 0, split = 0;
         for (int i = 0; i < r.n_layers; i++) {
             const qd_layer_report *l = &r.layers[i];
-            /* The time branch, all of it and nothing else, stays in float; the edges as asked. */
-            const bool left = strstr(l->name, "time_emb") ||
-                              (!whole && (strcmp(l->name, "conv_in") == 0 || strcmp(l->name, "conv_out") == 0));
-            assert_int_equal(l->weight_bits, left ? 0 : 8);
+            /* The time branch, all of it and nothing else, computes in float, with weights of 8 bits; the edges as asked. */
+            const bool time = strstr(l->name, "time_emb"), w8 = time || strcmp(rows[k].edges, "w8") == 0;
+            const bool left = time || (!whole && (strcmp(l->name, "conv_in") == 0 || strcmp(l->name, "conv_out") == 0));
+            assert_int_equal(l->weight_bits, left && !w8 ? 0 : 8);
             assert_int_equal(l->activation_bits, left ? 0 : 8);
             in_float += left;
             split += strstr(l->name, ".split") != NULL;
@@ -454,6 +453,83 @@ static void the_shipped_model(void **state)
         qd_params_free(p);
     }
     assert_true(db[1] > db[0] && db[3] > db[2]); /* the search is worth its time */
+    assert_true(db[4] < db[3]); /* weights of 8 bits at the edges cost a little: floats are the default */
+    shipped_close(&s);
+}
+
+/* qncd.md 12.13: fewer bits, more noise; and a file of the size those bits ask for. */
+static void the_ladder(void **state)
+{
+    static const struct {
+        const char *weight, *activation, *group;
+    } steps[] = { { "8", "8", "0" }, { "6", "8", "0" }, { "4", "8", "0" },
+                  { "4", "6", "0" }, { "6", "6", "0" }, { "4", "8", "32" } };
+    enum { STEPS = sizeof steps / sizeof *steps };
+    qd_err err = { 0 };
+    shipped s;
+    shipped_open(&s);
+    double db[STEPS];
+    uint64_t bytes[STEPS];
+    char path[1200];
+    snprintf(path, sizeof path, "%s/q.safetensors", harness_tmp());
+    for (int k = 0; k < STEPS; k++) {
+        const char *const short_run[] = { "steps",
+                                          "20",
+                                          "calibration_steps",
+                                          "5",
+                                          "calibration_samples",
+                                          "16",
+                                          "measure_samples",
+                                          "4",
+                                          "weight_bits",
+                                          steps[k].weight,
+                                          "activation_bits",
+                                          steps[k].activation,
+                                          "group_size",
+                                          steps[k].group,
+                                          NULL };
+        qd_params *p = params(qd_method_find("mse"), short_run);
+        qd_graph *out = NULL, *back = NULL;
+        qd_meta *meta = NULL;
+        qd_quant_report r = { 0 };
+        const qd_quant_task task = { .graph = s.graph, .role = QD_ROLE_DENOISER, .schedule = s.schedule, .params = p };
+        const qd_run run = { .seed = 7 };
+        check_ok(qd_method_find("mse")->run(&task, &run, &out, &r, &err), &err);
+        db[k] = r.eps_sqnr_mean_db;
+        bytes[k] = r.quantized_bytes;
+        int64_t weights = 0, scales = 0;
+        for (int i = 0; i < r.n_layers; i++)
+            weights += r.layers[i].activation_bits ? r.layers[i].weights : 0;
+        for (qd_node_id id = 0; id < qd_graph_size(out); id++) {
+            const qd_node *n = qd_graph_node(out, id);
+            if (n->op == &qd_op_qconv2d || n->op == &qd_op_qlinear)
+                scales += qd_tensor_count(&qd_graph_node(out, n->input[2])->value);
+        }
+        int64_t codes = 0; /* of the integer layers */
+        for (qd_node_id id = 0; id < qd_graph_size(out); id++) {
+            const qd_node *n = qd_graph_node(out, id);
+            if (n->op == &qd_op_qconv2d || n->op == &qd_op_qlinear)
+                codes += (int64_t)qd_tensor_bytes(&qd_graph_node(out, n->input[1])->value);
+        }
+        assert_int_equal(codes * 8, weights * atoi(steps[k].weight)); /* 4 bits: 1/8 of the float weights */
+        check_ok(qd_meta_new(&meta, &err), &err);
+        check_ok(qd_bundle_save(path, out, meta, NULL, &err), &err);
+        qd_meta_free(meta);
+        check_ok(qd_bundle_open(path, &back, &meta, &err), &err);
+        same_graphs(out, back);
+        print_message("W%sA%s, groups of %s: eps SQNR %.2f dB; %llu bytes of %llu, %lld of them scales\n",
+                      steps[k].weight, steps[k].activation, steps[k].group, db[k], (unsigned long long)bytes[k],
+                      (unsigned long long)r.float_bytes, (long long)scales * 4);
+        qd_meta_free(meta);
+        qd_graph_free(back);
+        qd_graph_free(out);
+        qd_quant_report_clear(&r);
+        qd_params_free(p);
+    }
+    assert_true(db[0] > db[1] && db[1] > db[2] && db[2] > db[3]);
+    assert_true(db[4] > db[3] && db[4] < db[1]);
+    assert_true(db[5] > db[2]); /* more scales, less noise */
+    assert_true(bytes[0] > bytes[1] && bytes[1] > bytes[5] && bytes[5] > bytes[2]);
     shipped_close(&s);
 }
 
@@ -521,6 +597,7 @@ int main(void)
         cmocka_unit_test(out_of_memory),
         cmocka_unit_test(survives_a_bundle),
         cmocka_unit_test(the_shipped_model),
+        cmocka_unit_test(the_ladder),
         cmocka_unit_test(same_seed_same_bytes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

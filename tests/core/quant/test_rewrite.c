@@ -151,13 +151,21 @@ static void run_all(const qd_graph *g, const float *x, const qd_backend *backend
     qd_plan_free(plan);
 }
 
-/* The layout of g with ranges taken from one run on x, weights quantized; bits of activations. */
-static qd_layout *laid_out(const qd_graph *g, const float *x, bool split, bool symmetric)
+/* Bits of weights and activations; input channels that share a scale. */
+typedef struct widths {
+    int weight, activation;
+    int64_t group;
+} widths;
+static const widths eight = { 8, 8, 0 };
+
+/* The layout of g with ranges taken from one run on x, weights quantized. */
+static qd_layout *laid_out_in(const qd_graph *g, const float *x, bool split, bool symmetric, const widths *bits)
 {
     qd_err err = { 0 };
     qd_layout *l = NULL;
     seen s = seen_new(g);
-    check_ok(qd_layout_new(g, &(qd_layout_options){ .skip = "", .split_shortcut = split }, &l, &err), &err);
+    const qd_layout_options o = { .skip = "", .split_shortcut = split, .group_size = bits->group };
+    check_ok(qd_layout_new(g, &o, &l, &err), &err);
     run_all(g, x, &qd_backend_ref, 1, &s);
     for (int k = 0; k < l->n_quantizers; k++) {
         qd_quantizer *q = &l->quantizers[k];
@@ -165,11 +173,16 @@ static qd_layout *laid_out(const qd_graph *g, const float *x, bool split, bool s
             qd_histogram_add(q->seen, x, BATCH * 3 * 8 * 8);
         else
             qd_histogram_add(q->seen, s.value[q->value], s.count[q->value]);
-        check_ok(qd_histogram_search(q->seen, 8, symmetric, &q->map, &err), &err);
+        check_ok(qd_histogram_search(q->seen, bits->activation, symmetric, &q->map, &err), &err);
     }
-    check_ok(qd_layout_quantize_weights(l, 8, true, NULL, &err), &err);
+    check_ok(qd_layout_quantize_weights(l, bits->weight, true, NULL, &err), &err);
     seen_free(&s);
     return l;
+}
+
+static qd_layout *laid_out(const qd_graph *g, const float *x, bool split, bool symmetric)
+{
+    return laid_out_in(g, x, split, symmetric, &eight);
 }
 
 static const qd_quant_layer *layer_of(const qd_layout *l, const char *name)
@@ -310,6 +323,90 @@ static void integer_equals_fake_quant(void **state)
         qd_graph_free(out);
         qd_layout_free(l);
     }
+    qd_graph_free(g);
+}
+
+/* qncd.md 12.4 for fewer bits: packed weights, scales of groups of input channels (with 8 channels groups of 3 leave a rest). */
+static void fewer_bits_equal_fake_quant(void **state)
+{
+    static const widths all[] = { { 4, 8, 0 }, { 4, 6, 0 }, { 6, 6, 0 }, { 6, 8, 0 },
+                                  { 4, 8, 3 }, { 8, 8, 4 }, { 6, 8, 2 } };
+    qd_err err = { 0 };
+    qd_graph *g = zoo();
+    harness_normal(input, BATCH * 3 * 8 * 8, 5, 1);
+    for (size_t k = 0; k < sizeof all / sizeof *all; k++) {
+        const widths *b = &all[k];
+        qd_graph *out = NULL, *twin = NULL;
+        char what[80];
+        qd_layout *l = laid_out_in(g, input, true, false, b);
+        check_ok(qd_layout_apply(l, &out, &err), &err);
+        check_ok(qd_quant_fake_twin(out, &twin, &err), &err);
+        const qd_node *wide = node_of(out, "wide");
+        assert_int_equal(node_of(out, "wide.weight")->dtype, b->weight == 4 ? QD_I4 : b->weight == 6 ? QD_I6 : QD_I8);
+        assert_int_equal(qd_tensor_bytes(&node_of(out, "wide.weight")->value), 8 * 16 * 9 * b->weight / 8);
+        assert_int_equal(qd_node_int(wide, "group_size"), b->group);
+        if (b->group)
+            assert_int_equal(node_of(out, "wide.wscale")->shape.dim[1], (16 + b->group - 1) / b->group);
+        assert_int_equal(qd_node_int(node_of(out, "grouped"), "group_size"), 0);
+        for (int fast = 0; fast < 2; fast++) {
+            snprintf(what, sizeof what, "W%dA%d, groups of %d, %s", b->weight, b->activation, (int)b->group,
+                     fast ? "cpu" : "plain loops");
+            same_as_twin(out, twin, fast ? &qd_backend_cpu : &qd_backend_ref, what);
+        }
+        seen one = seen_new(out), two = seen_new(out);
+        run_all(out, input, &qd_backend_cpu, 1, &one);
+        run_all(out, input, &qd_backend_cpu, 2, &two);
+        for (qd_node_id id = 0; id < qd_graph_size(out); id++)
+            if (one.count[id])
+                assert_memory_equal(one.value[id], two.value[id], (size_t)one.count[id] * sizeof(float));
+        seen_free(&one);
+        seen_free(&two);
+        qd_graph_free(twin);
+        qd_graph_free(out);
+        qd_layout_free(l);
+    }
+    qd_graph_free(g);
+}
+
+/* Layers that compute in float may keep their weights in 8 bits: the same network, to the rounding of those weights. */
+static void weights_alone(void **state)
+{
+    qd_err err = { 0 };
+    qd_graph *g = zoo(), *out = NULL, *twin = NULL;
+    qd_layout *l = NULL;
+    const qd_layout_options o = { .skip = "", .float_edges = true, .w8_edges = true, .w8_time = true };
+    harness_normal(input, BATCH * 3 * 8 * 8, 5, 1);
+    check_ok(qd_layout_new(g, &o, &l, &err), &err);
+    assert_true(layer_of(l, "time_mlp")->weight_only && layer_of(l, "padded")->weight_only);
+    assert_false(layer_of(l, "wide")->weight_only);
+    assert_string_equal(layer_of(l, "padded")->note,
+                        "reads or makes the image itself: weights in 8 bits, computed in float");
+    for (int k = 0; k < l->n_quantizers; k++) {
+        l->quantizers[k].map = (qd_affine){ .scale = 0.5f, .zero = 128, .qmin = 0, .qmax = 255, .bits = 8 };
+    }
+    check_ok(qd_layout_quantize_weights(l, 4, false, NULL, &err), &err);
+    check_ok(qd_layout_apply(l, &out, &err), &err);
+    assert_ptr_equal(node_of(out, "padded")->op, &qd_op_conv2d);
+    assert_int_equal(node_of(out, "padded.weight")->dtype, QD_I8);
+    assert_true(qd_graph_find(out, "padded.quantize") < 0);
+    check_ok(qd_quant_fake_twin(out, &twin, &err), &err);
+
+    seen a = seen_new(g), b = seen_new(out), c = seen_new(twin);
+    run_all(g, input, &qd_backend_cpu, 1, &a);
+    run_all(out, input, &qd_backend_cpu, 1, &b);
+    run_all(twin, input, &qd_backend_ref, 1, &c);
+    const qd_node_id from = qd_graph_find(g, "timed"), to = qd_graph_find(out, "timed"),
+                     far = qd_graph_find(twin, "timed");
+    const double db = qd_sqnr_db(a.value[from], b.value[to], a.count[from]);
+    print_message("weights alone in 8 bits: %.1f dB\n", db);
+    assert_true(db > 40);
+    check_close(b.value[to], c.value[far], b.count[to], 0, 1e-6);
+    seen_free(&a);
+    seen_free(&b);
+    seen_free(&c);
+    qd_graph_free(twin);
+    qd_graph_free(out);
+    qd_layout_free(l);
     qd_graph_free(g);
 }
 
@@ -536,6 +633,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(names_and_sharing),
         cmocka_unit_test(integer_equals_fake_quant),
+        cmocka_unit_test(fewer_bits_equal_fake_quant),
+        cmocka_unit_test(weights_alone),
         cmocka_unit_test(any_number_of_threads),
         cmocka_unit_test(weights_by_channel),
         cmocka_unit_test(split_is_exact_and_better),

@@ -5,6 +5,12 @@
 
 #include "tensor/kernels.h"
 
+#define CODES(weight, scale)                                                                                           \
+    &(qd_k_codes)                                                                                                      \
+    {                                                                                                                  \
+        .codes = (weight), .bits = 8, .wscale = (scale)                                                                \
+    }
+
 /* diffusion_models.md 9.3: the identity-centre kernel on a 4x4 ramp shows where a stride-2 convolution really looks. */
 static void downsample_padding_traps(void **state)
 {
@@ -108,7 +114,7 @@ static void random_windows(void **state)
             exact[k] = (float)conv_at(src, weight, &s, k / (s.o * s.oh * s.ow), k / (s.oh * s.ow) % s.o,
                                       k / s.ow % s.oh, k % s.ow);
         check_close(out, exact, n_out, 0, 0);
-        qd_k_qconv2d(out, codes, is_signed, qweight, wscale, NULL, 1.0f, zero, &s);
+        qd_k_qconv2d(out, codes, is_signed, CODES(qweight, wscale), NULL, 1.0f, zero, &s);
         check_close(out, exact, n_out, 0, 0);
     }
 }
@@ -138,13 +144,13 @@ static void longest_integer_sum(void **state)
         codes[k] = 255;
         weight[k] = -128;
     }
-    qd_k_qconv2d(&out, codes, false, weight, &one, NULL, 1.0f, 0, &s);
+    qd_k_qconv2d(&out, codes, false, CODES(weight, &one), NULL, 1.0f, 0, &s);
     assert_true(out == -(float)QD_K_MAX_PRODUCTS * 255 * 128);
-    qd_k_qlinear(&out, codes, false, weight, &one, NULL, 1.0f, 0, 1, QD_K_MAX_PRODUCTS, 1);
+    qd_k_qlinear(&out, codes, false, CODES(weight, &one), NULL, 1.0f, 0, 1, QD_K_MAX_PRODUCTS, 1);
     assert_true(out == -(float)QD_K_MAX_PRODUCTS * 255 * 128);
     for (int k = 0; k < QD_K_MAX_PRODUCTS; k++)
         codes[k] = 0;
-    qd_k_qconv2d(&out, codes, false, weight, &one, NULL, 1.0f, 255, &s);
+    qd_k_qconv2d(&out, codes, false, CODES(weight, &one), NULL, 1.0f, 255, &s);
     assert_true(out == (float)QD_K_MAX_PRODUCTS * 255 * 128);
 }
 
@@ -186,8 +192,8 @@ static void roundings_come_in_order(void **state)
                     bias = qd_rng_uniform(&r);
         const float scale = x_scale * wscale, rounded = (float)acc, scaled = rounded * scale, want = scaled + bias;
         float linear = 0, conv = 0;
-        qd_k_qlinear(&linear, codes, false, weight, &wscale, &bias, x_scale, 0, 1, N, 1);
-        qd_k_qconv2d(&conv, codes, false, weight, &wscale, &bias, x_scale, 0, &s);
+        qd_k_qlinear(&linear, codes, false, CODES(weight, &wscale), &bias, x_scale, 0, 1, N, 1);
+        qd_k_qconv2d(&conv, codes, false, CODES(weight, &wscale), &bias, x_scale, 0, &s);
         assert_true(linear == want && conv == want);
         differ += want != (float)(acc * (double)x_scale * wscale + bias);
     }

@@ -6,6 +6,12 @@
 
 #include "tensor/kernels.h"
 
+#define CODES(weight, scale)                                                                                           \
+    &(qd_k_codes)                                                                                                      \
+    {                                                                                                                  \
+        .codes = (weight), .bits = 8, .wscale = (scale)                                                                \
+    }
+
 enum { M = 7, N = 37, K = 19 }; /* N is wider than two tiles and no multiple of one */
 
 static void transpose(float *dst, const float *src, int rows, int cols)
@@ -81,7 +87,7 @@ static void integer_product(void **state)
         qd_k_linear(scaled, x, w, NULL, 2, K, 5);
         for (int k = 0; k < 10; k++)
             scaled[k] = scaled[k] * (0.125f * wscale[k % 5]) + bias[k % 5];
-        qd_k_qlinear(got, codes, signs, weight, wscale, bias, 0.125f, zero, 2, K, 5);
+        qd_k_qlinear(got, codes, signs, CODES(weight, wscale), bias, 0.125f, zero, 2, K, 5);
         check_close(got, scaled, 10, 0, 0);
     }
 }

@@ -66,17 +66,58 @@ static void packed_rows(void **state)
     qd_err err = { 0 };
     const struct {
         qd_shape shape;
-        size_t bytes;
+        size_t bytes, six; /* as I4, as I6 */
     } rows[] = {
-        { QD_SHAPE(3, 5), 9 },       { QD_SHAPE(3, 4), 6 }, { QD_SHAPE(1), 1 },
-        { qd_shape_of(0, NULL), 1 }, { QD_SHAPE(4, 0), 0 },
+        { QD_SHAPE(3, 5), 9, 12 },      { QD_SHAPE(3, 4), 6, 9 },      { QD_SHAPE(1), 1, 1 },
+        { qd_shape_of(0, NULL), 1, 1 }, { QD_SHAPE(4, 0), 0, 0 },      { QD_SHAPE(2, 3, 3, 3), 28, 42 },
+        { QD_SHAPE(0, 4), 0, 0 },       { QD_SHAPE(7, 5, 1), 21, 28 },
     };
     for (size_t k = 0; k < sizeof rows / sizeof *rows; k++) {
         qd_tensor t;
         check_ok(qd_tensor_init(&t, QD_I4, &rows[k].shape, NULL, &err), &err);
         assert_int_equal(qd_tensor_bytes(&t), rows[k].bytes);
         qd_tensor_clear(&t);
+        check_ok(qd_tensor_init(&t, QD_I6, &rows[k].shape, NULL, &err), &err);
+        assert_int_equal(qd_tensor_bytes(&t), rows[k].six);
+        qd_tensor_clear(&t);
     }
+}
+
+static void packed_codes(void **state)
+{
+    qd_err err = { 0 };
+    qd_tensor codes, packed, back;
+    /* The layout itself: low nibble first, a row ends with its byte; six bits follow each other from the low end. */
+    const qd_shape small = QD_SHAPE(2, 3);
+    check_ok(qd_tensor_init(&codes, QD_I8, &small, NULL, &err), &err);
+    memcpy(codes.data, (int8_t[]){ 1, -2, 7, -8, 0, -1 }, 6);
+    check_ok(qd_tensor_pack(&packed, &codes, QD_I4, NULL, &err), &err);
+    assert_memory_equal(packed.data, ((uint8_t[]){ 0xe1, 0x07, 0x08, 0x0f }), 4);
+    qd_tensor_clear(&packed);
+    check_ok(qd_tensor_pack(&packed, &codes, QD_I6, NULL, &err), &err);
+    assert_memory_equal(packed.data, ((uint8_t[]){ 0x81, 0x7f, 0x00, 0x38, 0xf0, 0x03 }), 6);
+    qd_tensor_clear(&packed);
+    qd_i8(&codes)[4] = 8;
+    check_fails(qd_tensor_pack(&packed, &codes, QD_I4, NULL, &err), QD_E_INVALID, "code 4 is 8, 4 bits hold -8..7",
+                &err);
+    qd_tensor_clear(&codes);
+
+    /* There and back, for every length of a row. */
+    for (int bits = 4; bits <= 6; bits += 2)
+        for (int64_t row = 1; row < 40; row++) {
+            const qd_shape shape = QD_SHAPE(3, row);
+            check_ok(qd_tensor_init(&codes, QD_I8, &shape, NULL, &err), &err);
+            for (int64_t k = 0; k < 3 * row; k++)
+                qd_i8(&codes)[k] = (int8_t)(k * 7 % (1 << bits) - (1 << (bits - 1)));
+            check_ok(qd_tensor_pack(&packed, &codes, bits == 4 ? QD_I4 : QD_I6, NULL, &err), &err);
+            assert_int_equal(qd_tensor_bytes(&packed), 3 * (((size_t)row * (size_t)bits + 7) / 8));
+            check_ok(qd_tensor_unpack(&back, &packed, NULL, &err), &err);
+            assert_int_equal(back.dtype, QD_I8);
+            assert_memory_equal(back.data, codes.data, 3 * (size_t)row);
+            qd_tensor_clear(&codes);
+            qd_tensor_clear(&packed);
+            qd_tensor_clear(&back);
+        }
 }
 
 static void count_release(void *owner)
@@ -177,9 +218,13 @@ static void out_of_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(shapes),      cmocka_unit_test(budgets),
-        cmocka_unit_test(packed_rows), cmocka_unit_test(wrapped_storage_is_released_once),
-        cmocka_unit_test(casts),       cmocka_unit_test(out_of_memory),
+        cmocka_unit_test(shapes),
+        cmocka_unit_test(budgets),
+        cmocka_unit_test(packed_rows),
+        cmocka_unit_test(packed_codes),
+        cmocka_unit_test(wrapped_storage_is_released_once),
+        cmocka_unit_test(casts),
+        cmocka_unit_test(out_of_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
