@@ -98,4 +98,8 @@ qd_status qd_bundle_open(const char *path, qd_graph **graph, qd_meta **meta, qd_
 /* The same over borrowed bytes that outlive the graph (for tests and fuzzing). */
 qd_status qd_bundle_parse(const void *data, size_t size, qd_graph **graph, qd_meta **meta, qd_err *err);
 
+/* --- ONNX, opset 7 to 21: the graph of a file's bytes, which may go afterwards. External data is refused: it comes with a folder
+ * through qd_model_open. Constants are drawn from budget (may be NULL), which must outlive the graph. --- */
+qd_status qd_onnx_read(const void *data, size_t size, qd_budget *budget, qd_graph **graph, qd_err *err);
+
 #endif

@@ -55,6 +55,7 @@ typedef struct qd_onnx_file {
     int64_t opset;
     qd_onnx_node *node;
     int n_nodes;
+    qd_meta *meta;            /* metadata_props */
     qd_weights *initializers; /* F32 for every float type, I64 for every whole one and bool */
     qd_onnx_value *input;     /* without those that are initializers */
     qd_onnx_value *output;

@@ -540,6 +540,16 @@ qd_status qd_onnx_to_graph(const qd_onnx_file *f, qd_budget *budget, qd_graph **
     return st;
 }
 
+qd_status qd_onnx_read(const void *data, size_t size, qd_budget *budget, qd_graph **graph, qd_err *err)
+{
+    qd_onnx_file *f = NULL;
+    qd_status st = qd_onnx_parse(data, size, NULL, budget, &f, err);
+    if (!st)
+        st = qd_onnx_to_graph(f, budget, graph, err);
+    qd_onnx_free(f);
+    return st;
+}
+
 /* --- rows of formats.c --- */
 
 bool qd_onnx_sniff(const char *path)
@@ -564,6 +574,11 @@ static qd_status load(const char *path, const char *folder, qd_budget *budget, q
     qd_map_close(&map);
     if (!st)
         st = qd_onnx_to_graph(f, budget, &m->graph, err);
+    if (!st)
+        st = qd_meta_copy(m->meta, f->meta, err);
+    const char *scheduler = st ? NULL : qd_meta_find(m->meta, "scheduler_config");
+    if (scheduler)
+        st = qd_config_parse(scheduler, strlen(scheduler), "metadata 'scheduler_config'", &m->scheduler, err);
     qd_onnx_free(f);
     return st ? qd_fail_in(err, st, "%.100s", qd_base_name(path)) : QD_OK;
 }
@@ -622,7 +637,7 @@ qd_status qd_onnx_folder_load(const char *path, qd_budget *budget, qd_model *m, 
     if (!file)
         return qd_fail(err, QD_E_FORMAT, "'%.100s' has no single *.onnx file", qd_base_name(path));
     st = load(file, folder, budget, m, err);
-    if (!st)
+    if (!st && !m->scheduler)
         st = qd_folder_scheduler(folder, &m->scheduler, err);
     qd_free(file);
     qd_free(folder);

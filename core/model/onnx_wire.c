@@ -247,8 +247,10 @@ static qd_status external_bytes(parser *p, const char *name, const Onnx__TensorP
             return qd_fail(err, QD_E_NOMEM, "out of memory for a path");
         const qd_status st = qd_map_open(&p->external[k].map, path, err);
         qd_free(path);
+        if (st == QD_E_NOT_FOUND)
+            return qd_fail(err, st, "tensor '%.150s': there is no file '%.200s' in the model's folder", name, location);
         if (st)
-            return qd_fail_in(err, st, "tensor '%.150s'", name);
+            return qd_fail(err, st, "tensor '%.150s': the file '%.200s' cannot be read", name, location);
         p->external[k].location = location;
         p->n_external++;
     }
@@ -624,6 +626,15 @@ static qd_status read_graph(parser *p, const Onnx__GraphProto *g, qd_err *err)
     return st;
 }
 
+static qd_status read_meta(qd_onnx_file *f, const Onnx__ModelProto *m, qd_err *err)
+{
+    qd_status st = qd_meta_new(&f->meta, err);
+    for (size_t k = 0; k < m->n_metadata_props && !st; k++)
+        st =
+            qd_meta_set(f->meta, text_or(m->metadata_props[k]->key, ""), text_or(m->metadata_props[k]->value, ""), err);
+    return st;
+}
+
 /* --- the face --- */
 
 /* Checks sizes and depth, then lets the library unpack. */
@@ -680,6 +691,8 @@ qd_status qd_onnx_parse(const void *data, size_t size, const char *folder, qd_bu
     if (!st && !f->message->model->graph)
         st = qd_fail(err, QD_E_FORMAT, "the file holds no graph");
     if (!st)
+        st = read_meta(f, f->message->model, err);
+    if (!st)
         st = read_graph(p, f->message->model->graph, err);
     if (st)
         goto out;
@@ -701,6 +714,7 @@ void qd_onnx_free(qd_onnx_file *f)
         for (int j = 0; j < f->node[k].n_attrs; j++)
             qd_tensor_clear(&f->node[k].attr[j].t);
     qd_weights_free(f->initializers);
+    qd_meta_free(f->meta);
     if (f->message) {
         if (f->message->model)
             onnx__model_proto__free_unpacked(f->message->model, &f->message->allocator);

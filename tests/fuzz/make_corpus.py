@@ -258,6 +258,90 @@ def pngs():
         put("png", name, seed)
 
 
+# --- ONNX --------------------------------------------------------------------------------------------------------------
+
+GOLDEN = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "golden", "onnx")
+
+
+def varint(v):
+    out = b""
+    while v > 127:
+        out, v = out + bytes([v & 127 | 128]), v >> 7
+    return out + bytes([v])
+
+
+def pb(k, v):
+    """A protobuf field: numbers as varints, everything else as bytes."""
+    if isinstance(v, int):
+        return varint(k << 3) + varint(v & (1 << 64) - 1)
+    v = v.encode() if isinstance(v, str) else v
+    return varint(k << 3 | 2) + varint(len(v)) + v
+
+
+def onnx_node(op, ins, outs, *attrs):
+    return pb(1, b"".join(pb(1, i) for i in ins) + b"".join(pb(2, o) for o in outs) + pb(3, op + "_0") + pb(4, op) +
+              b"".join(pb(5, a) for a in attrs))
+
+
+def onnx_value(name, *dims):
+    shape = b"".join(pb(1, pb(2, d) if isinstance(d, str) else pb(1, d)) for d in dims)
+    return pb(1, name) + pb(2, pb(1, pb(1, 1) + pb(2, shape)))
+
+
+def onnx_tensor(name, dims, data, kind=1):
+    return pb(5, b"".join(pb(1, d) for d in dims) + pb(2, kind) + pb(8, name) + pb(9, data))
+
+
+def onnx_ints(name, *values):
+    return pb(1, name) + b"".join(pb(8, v) for v in values) + pb(20, 7)
+
+
+def onnx_model(body, opset=13, out=("y", "N", 4), into=("x", "N", 4)):
+    return pb(1, 8) + pb(7, body + pb(11, onnx_value(*into)) + pb(12, onnx_value(*out))) + pb(8, pb(2, opset))
+
+
+def onnx():
+    for name in sorted(os.listdir(GOLDEN)):
+        path = os.path.join(GOLDEN, name)
+        if name.endswith(".onnx") and os.path.getsize(path) < 9000:
+            with open(path, "rb") as f:
+                put("onnx", name[:-5], f.read())
+    relu = onnx_node("Relu", ["x"], ["y"])
+    deep = b""
+    for _ in range(400):
+        deep = onnx_node("If", ["x"], ["y"], pb(1, "then_branch") + pb(6, deep))
+    i64 = lambda *v: struct.pack("<%dq" % len(v), *v)
+    external = pb(5, pb(1, 4) + pb(2, 1) + pb(8, "w") + pb(13, pb(1, "location") + pb(2, "../w.bin")) + pb(14, 1))
+    seeds = {
+        "relu": onnx_model(relu),
+        "unknown-op": onnx_model(onnx_node("Mystery", ["x"], ["y"])),
+        "if": onnx_model(onnx_node("If", ["x"], ["y"], pb(1, "then_branch") + pb(6, relu))),
+        "deep": onnx_model(deep),
+        "many-empty-nodes": onnx_model(pb(1, b"") * 4000),
+        "opset-99": onnx_model(relu, 99),
+        "huge-dims": onnx_model(relu + onnx_tensor("w", [1 << 62, 4, 1 << 62], b"")),
+        "zero-dims": onnx_model(onnx_node("Concat", ["w", "w"], ["y"], pb(1, "axis") + pb(3, 1) + pb(20, 2)) +
+                                onnx_tensor("w", [1 << 39, 0, 1], b"")),
+        "huge-constant": onnx_model(onnx_node("ConstantOfShape", ["s"], ["c"]) + onnx_node("Add", ["x", "c"], ["y"]) +
+                                    onnx_tensor("s", [2], i64(1 << 30, 1 << 30), 7)),
+        "external": onnx_model(onnx_node("Add", ["x", "w"], ["y"]) + external),
+        "twice": onnx_model(relu + relu),
+        "loop": onnx_model(onnx_node("Add", ["y", "x"], ["y"])),
+        "slice-extremes": onnx_model(onnx_node("Slice", ["x", "a", "b", "c", "d"], ["y"]) +
+                                     onnx_tensor("a", [1], i64(-(1 << 63)), 7) + onnx_tensor("b", [1], i64((1 << 63) - 1), 7) +
+                                     onnx_tensor("c", [1], i64(-1), 7) + onnx_tensor("d", [1], i64((1 << 63) - 1), 7)),
+        "pads-extremes": onnx_model(onnx_node("Pad", ["x"], ["y"], onnx_ints("pads", 0, -(1 << 63), 0, (1 << 63) - 1)), 9),
+        "range-zero": onnx_model(onnx_node("Range", ["a", "a", "a"], ["r"]) + onnx_node("Reshape", ["x", "r"], ["y"]) +
+                                 onnx_tensor("a", [], i64(0), 7)),
+        "divide-by-zero": onnx_model(onnx_node("Shape", ["x"], ["s"]) + onnx_node("Div", ["s", "a"], ["t"]) +
+                                     onnx_node("Mod", ["s", "a"], ["u"]) + onnx_node("Reshape", ["x", "t"], ["y"]) +
+                                     onnx_tensor("a", [], i64(0), 7)),
+        "truncated": onnx_model(relu)[:-9],
+    }
+    for name, data in seeds.items():
+        put("onnx", name, data)
+
+
 # --- archives ----------------------------------------------------------------------------------------------------------
 
 
@@ -337,6 +421,51 @@ def archives():
         put("archive", name, seed)
 
 
+# --- data sets -----------------------------------------------------------------------------------------------------
+
+
+def idx(count, rows, columns, body=None):
+    return struct.pack(">IIII", 0x803, count, rows, columns) + (bytes(range(count * rows * columns)) if body is None else body)
+
+
+def idx_labels(labels, count=None):
+    return struct.pack(">II", 0x801, len(labels) if count is None else count) + bytes(labels)
+
+
+# One grey pixel block of 8 x 8, baseline: tables of the standard cut to what one block needs.
+JPEG = bytes.fromhex(
+    "ffd8ffdb0043000101010101010101010101010101010101010101010101010101010101010101010101010101010101010101010101010101010101010101"
+    "0101010101010101010101ffc0000b080008000801011100ffc40014000100000000000000000000000000000000ffc40014100100000000000000000000"
+    "000000000000ffda0008010100003f003fffd9")
+
+
+def datasets():
+    def pair(images, labels):
+        return b"\2" + struct.pack(">H", len(images)) + images + labels
+
+    record = bytes([7]) + bytes(k & 255 for k in range(3072))
+    seeds = {
+        "cifar": b"\0\0\0" + record * 2,
+        "cifar-cut": b"\0\0\0" + record[:-1],
+        "cifar-nothing": b"\0\0\0",
+        "idx": b"\1\0\0" + idx(2, 3, 4),
+        "idx-pair": pair(idx(2, 3, 4), idx_labels([9, 0])),
+        "idx-labels-short": pair(idx(2, 3, 4), idx_labels([9], 2)),
+        "idx-labels-other": pair(idx(2, 3, 4), idx_labels([1, 2, 3])),
+        "idx-huge": b"\1\0\0" + idx(2**32 - 1, 2**32 - 1, 2**32 - 1, b""),
+        "idx-wraps": b"\1\0\0" + idx(2**31, 2**31, 4, b""),
+        "idx-zero": b"\1\0\0" + idx(0, 28, 28),
+        "idx-flat": b"\1\0\0" + idx(5, 0, 28),
+        "idx-magic": b"\1\0\0" + idx_labels([1, 2]),
+        "jpeg": b"\3\0\0" + JPEG,
+        "jpeg-cut": b"\3\0\0" + JPEG[:-6],
+        "jpeg-huge": b"\3\0\0" + JPEG.replace(bytes.fromhex("080008000801"), bytes.fromhex("08ffffffff01")),
+        "jpeg-start": b"\3\0\0\xff\xd8\xff",
+    }
+    for name, seed in seeds.items():
+        put("dataset", name, seed)
+
+
 if __name__ == "__main__":
     clean()
     safetensors()
@@ -344,3 +473,5 @@ if __name__ == "__main__":
     configs()
     pngs()
     archives()
+    onnx()
+    datasets()

@@ -89,7 +89,7 @@ static void every_golden_is_a_case(void **state)
     check_ok(qd_safetensors_open(harness_source("tests/golden/onnx/golden.safetensors"), &w, NULL, &err), &err);
     for (int k = 0; k < qd_weights_count(w); k++) {
         const char *name = qd_weights_name(w, k);
-        bool known = false;
+        bool known = strncmp(name, "external/", 9) == 0; /* test_onnx_refuse.c */
         for (int c = 0; c < N_CASES; c++)
             known = known ||
                     (strncmp(name, cases[c].name, strlen(cases[c].name)) == 0 && name[strlen(cases[c].name)] == '/');

@@ -8,6 +8,7 @@ exporter does not know and for ways of storing tensors. In golden.safetensors "<
 """
 import json
 import math
+import os
 import struct
 import warnings
 
@@ -462,6 +463,26 @@ model("op_gemm", 13, [node("Gemm", ["x", "w", "c"], ["g"], alpha=0.5, beta=2.0),
       [tensor("w", w), tensor("c", c)], [value("x", 1, 3, 4)], [value("y", 1, 3, 4)])
 g = 0.5 * x @ w + 2 * c
 put("op_gemm", {"x": x}, {"y": torch.log_softmax((g @ g.T) @ x, -1)})
+
+# External data: two tensors of one file, which lies beside the model.
+os.makedirs("external", exist_ok=True)
+x, w, b = torch.randn(3, 4), torch.randn(5, 4), torch.randn(5).half()
+with open("external/weights.bin", "wb") as f:
+    f.write(b"\0" * 16 + w.numpy().tobytes() + b.numpy().tobytes())
+
+
+def entry(k, v):
+    return field(13, field(1, k) + field(2, v))
+
+
+def outside(name, kind, dims, offset, length):
+    return b"".join(field(1, d) for d in dims) + field(2, kind) + field(8, name) + entry("location", "weights.bin") + \
+        entry("offset", str(offset)) + entry("length", str(length)) + field(14, 1)
+
+
+model("external/model", 13, [node("Gemm", ["x", "fc.weight", "fc.bias"], ["y"], transB=1)],
+      [outside("fc.weight", 1, [5, 4], 16, 80), outside("fc.bias", 10, [5], 96, 10)], [value("x", 1, "N", 4)], [value("y", 1, "N", 5)])
+put("external", {"x": x}, {"y": F.linear(x, w, b.float())})
 
 # --- all answers in one file ---
 
