@@ -155,6 +155,33 @@ qd_status qd_histogram_fit(const qd_histogram *h, int bits, bool symmetric, qd_a
     return st ? st : qd_affine_fit(h->lo, h->hi, bits, symmetric, out, err);
 }
 
+/* Where `share` of all values lie below: within a bin they are taken as evenly spread. */
+static double quantile(const qd_histogram *h, double share)
+{
+    const double want = share * (double)h->count;
+    double below = 0.0;
+    for (int k = 0; k < BINS; k++) {
+        if (h->bin[k] && below + (double)h->bin[k] >= want) {
+            const double x = ldexp((double)(h->first + k) + (want - below) / (double)h->bin[k], h->exponent);
+            return fmin(fmax(x, h->lo), h->hi);
+        }
+        below += (double)h->bin[k];
+    }
+    return h->hi;
+}
+
+qd_status qd_histogram_percentile(const qd_histogram *h, double percentile, int bits, bool symmetric, qd_affine *out,
+                                  qd_err *err)
+{
+    const qd_status st = check(h, err);
+    if (st)
+        return st;
+    if (!(percentile >= 50.0 && percentile <= 100.0))
+        return qd_fail(err, QD_E_INVALID, "percentile must be 50..100, got %g", percentile);
+    const double lo = quantile(h, 1.0 - percentile / 100.0), hi = quantile(h, percentile / 100.0);
+    return qd_affine_fit((float)lo, (float)hi, bits, symmetric, out, err);
+}
+
 double qd_histogram_sqnr_db(const qd_histogram *h, const qd_affine *map)
 {
     double signal = 0.0, noise = 0.0;

@@ -60,12 +60,12 @@ static qd_status check_skip(const qd_graph *g, const char *list, qd_err *err)
 }
 
 /* Only what calibration can fill: a model that also wants class labels would need to be told which. */
-static qd_status check_inputs(const qd_graph *g, qd_err *err)
+static qd_status check_inputs(const qd_graph *g, const char *input, qd_err *err)
 {
     for (int k = 0; k < qd_graph_inputs(g); k++) {
         const qd_node *n = qd_graph_node(g, qd_graph_input_at(g, k));
         const bool is_time = strcmp(n->name, "timestep") == 0 && n->shape.rank == 1;
-        if ((strcmp(n->name, "sample") != 0 || n->dtype != QD_F32) &&
+        if ((strcmp(n->name, input) != 0 || n->dtype != QD_F32) &&
             (!is_time || (n->dtype != QD_F32 && n->dtype != QD_I64)))
             return qd_fail(err, QD_E_UNSUPPORTED, "calibration cannot fill the model's input '%s' (%s)", n->name,
                            qd_dtype_name(n->dtype));
@@ -73,12 +73,13 @@ static qd_status check_inputs(const qd_graph *g, qd_err *err)
     return QD_OK;
 }
 
-/* on_sample[id]: does the value of that node depend on the input "sample"? */
-static qd_status mark_sample(const qd_graph *g, bool *on_sample, qd_err *err)
+/* on_sample[id]: does the value of that node depend on the input that takes the image? */
+static qd_status mark_sample(const qd_graph *g, const char *input, bool *on_sample, qd_node_id *out, qd_err *err)
 {
-    const qd_node_id sample = qd_graph_find(g, "sample");
+    const qd_node_id sample = qd_graph_find(g, input);
     if (sample < 0 || qd_graph_node(g, sample)->op != &qd_op_input)
-        return qd_fail(err, QD_E_INVALID, "the graph has no input 'sample'");
+        return qd_fail(err, QD_E_INVALID, "the graph has no input '%.100s'", input);
+    *out = sample;
     for (qd_node_id id = 0; id < qd_graph_size(g); id++) {
         const qd_node *n = qd_graph_node(g, id);
         on_sample[id] = id == sample;
@@ -128,12 +129,12 @@ static const char *float_note(const qd_graph *g, qd_node_id id, const bool *on_s
     return NULL;
 }
 
-static int quantizer_of(qd_layout *l, qd_node_id value)
+static int quantizer_of(qd_layout *l, qd_node_id value, int axis, int64_t channels)
 {
     for (int k = 0; k < l->n_quantizers; k++)
         if (l->quantizers[k].value == value)
             return k;
-    l->quantizers[l->n_quantizers] = (qd_quantizer){ .value = value };
+    l->quantizers[l->n_quantizers] = (qd_quantizer){ .value = value, .axis = axis, .channels = channels };
     return l->n_quantizers++;
 }
 
@@ -155,15 +156,16 @@ static void set_parts(qd_layout *l, qd_quant_layer *layer, const qd_shape *shape
 
     if (!split || !is_split(l->graph, n)) {
         layer->n_parts = 1;
-        layer->part[0] =
-            (qd_part){ .quantizer = quantizer_of(l, n->input[0]), .channels = shapes[n->input[0]].dim[axis] };
+        layer->part[0] = (qd_part){ .quantizer = quantizer_of(l, n->input[0], axis, shapes[n->input[0]].dim[axis]),
+                                    .channels = shapes[n->input[0]].dim[axis] };
         return;
     }
     int64_t first = 0;
     layer->n_parts = 2;
     for (int k = 0; k < 2; k++) {
         const int64_t channels = shapes[x->input[k]].dim[1];
-        layer->part[k] = (qd_part){ .quantizer = quantizer_of(l, x->input[k]), .first = first, .channels = channels };
+        layer->part[k] =
+            (qd_part){ .quantizer = quantizer_of(l, x->input[k], 1, channels), .first = first, .channels = channels };
         first += channels;
     }
 }
@@ -203,13 +205,14 @@ qd_status qd_layout_new(const qd_graph *g, const qd_layout_options *o, qd_layout
     if (!l->layers || !l->quantizers)
         goto out;
 
-    st = check_inputs(g, err);
+    const char *input = o->input ? o->input : "sample";
+    st = check_inputs(g, input, err);
     if (st)
         goto out;
     st = qd_layout_shapes(g, shapes, err);
     if (st)
         goto out;
-    st = mark_sample(g, on_sample, err);
+    st = mark_sample(g, input, on_sample, &l->input, err);
     if (st)
         goto out;
     st = check_skip(g, o->skip, err);
@@ -262,9 +265,12 @@ void qd_layout_free(qd_layout *l)
             qd_tensor_clear(&l->layers[k].part[p].codes);
             qd_tensor_clear(&l->layers[k].part[p].wscale);
         }
+        qd_tensor_clear(&l->layers[k].bias);
     }
-    for (int k = 0; k < l->n_quantizers; k++)
+    for (int k = 0; k < l->n_quantizers; k++) {
         qd_histogram_free(l->quantizers[k].seen);
+        qd_free(l->quantizers[k].sum);
+    }
     qd_free(l->layers);
     qd_free(l->quantizers);
     qd_free(l);

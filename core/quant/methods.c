@@ -6,6 +6,7 @@
 const qd_method *const qd_methods[] = {
     &qd_method_minmax,
     &qd_method_mse,
+    &qd_method_ptq,
     NULL,
 };
 

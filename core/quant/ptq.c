@@ -111,107 +111,6 @@ static qd_status read_task(const qd_quant_task *task, const qd_run *run, ptq *o,
     return QD_OK;
 }
 
-static qd_status choose_maps(qd_layout *l, const ptq *o, const qd_run *run, qd_err *err)
-{
-    for (int k = 0; k < l->n_quantizers; k++) {
-        qd_quantizer *q = &l->quantizers[k];
-        const char *name = qd_graph_node(l->graph, q->value)->name;
-        qd_status st = qd_run_check(run, err);
-        if (st)
-            return st;
-        st = o->search_activations ? qd_histogram_search(q->seen, o->activation_bits, o->symmetric, &q->map, err)
-                                   : qd_histogram_fit(q->seen, o->activation_bits, o->symmetric, &q->map, err);
-        if (st)
-            return qd_fail_in(err, st, "value '%s' over the calibration set", name);
-        q->sqnr_db = qd_histogram_sqnr_db(q->seen, &q->map);
-        qd_run_progress(run, "search", name, k + 1, l->n_quantizers + l->n_layers);
-    }
-    return QD_OK;
-}
-
-/* Multiply-adds of one image. */
-static int64_t macs_of(const qd_graph *g, const qd_node *n, const qd_shape *shapes, qd_node_id id)
-{
-    qd_operand in[QD_MAX_INPUTS] = { 0 };
-    for (int k = 0; k < QD_MAX_INPUTS; k++) {
-        in[k].shape.rank = -1;
-        if (k < n->n_inputs && n->input[k] >= 0) {
-            in[k].dtype = qd_graph_node(g, n->input[k])->dtype;
-            in[k].shape = shapes[n->input[k]];
-        }
-    }
-    return n->op->macs(n, in, &shapes[id]);
-}
-
-/* One row for a layer in float (part NULL), or for each part of a quantized one. */
-static void report_row(const qd_layout *l, const qd_quant_layer *layer, int part, const ptq *o, int64_t macs,
-                       qd_layer_report *r)
-{
-    const qd_node *n = qd_graph_node(l->graph, layer->id);
-    const int64_t weights = qd_tensor_count(&qd_graph_node(l->graph, n->input[1])->value);
-    *r = (qd_layer_report){ .op = n->op->name,
-                            .weight_sqnr_db = NAN,
-                            .input_sqnr_db = NAN,
-                            .macs = macs,
-                            .weights = weights,
-                            .note = layer->note ? layer->note : "" };
-    snprintf(r->name, sizeof r->name, "%s", n->name);
-    if (layer->weight_only) {
-        r->weight_bits = 8;
-        r->weight_sqnr_db = layer->part[0].sqnr_db;
-    }
-    if (layer->note)
-        return;
-
-    const qd_part *p = &layer->part[part];
-    const qd_quantizer *q = &l->quantizers[p->quantizer];
-    if (layer->n_parts > 1) {
-        const int64_t all = layer->part[0].channels + layer->part[1].channels;
-        snprintf(r->name, sizeof r->name, part ? "%s.split1" : "%s.split0", n->name);
-        r->macs = macs / all * p->channels; /* exact: every product belongs to one input channel */
-        r->weights = weights / all * p->channels;
-    }
-    r->weight_bits = o->weight_bits;
-    r->group_size = p->group_size;
-    r->activation_bits = o->activation_bits;
-    r->scale = q->map.scale;
-    r->zero = q->map.zero;
-    qd_histogram_range(q->seen, &r->lo, &r->hi);
-    r->weight_sqnr_db = p->sqnr_db;
-    r->input_sqnr_db = q->sqnr_db;
-}
-
-static qd_status report_layers(const qd_layout *l, const ptq *o, const qd_run *run, qd_quant_report *report,
-                               qd_err *err)
-{
-    int rows = 0;
-    qd_status st;
-    qd_shape *shapes = qd_calloc((size_t)qd_graph_size(l->graph), sizeof *shapes);
-    for (int k = 0; k < l->n_layers; k++)
-        rows += l->layers[k].note ? 1 : l->layers[k].n_parts;
-    report->layers = qd_calloc((size_t)rows, sizeof *report->layers);
-    if (!shapes || !report->layers) {
-        st = qd_fail(err, QD_E_NOMEM, "no memory for a report of %d layers", rows);
-        goto out;
-    }
-    st = qd_layout_shapes(l->graph, shapes, err);
-    if (st)
-        goto out;
-    for (int k = 0; k < l->n_layers; k++) {
-        const qd_quant_layer *layer = &l->layers[k];
-        const int64_t macs = macs_of(l->graph, qd_graph_node(l->graph, layer->id), shapes, layer->id);
-        for (int part = 0; part < (layer->note ? 1 : layer->n_parts); part++) {
-            qd_layer_report *r = &report->layers[report->n_layers++];
-            report_row(l, layer, part, o, macs, r);
-            qd_run_layer(run, r->name, -1, r->weight_bits, r->activation_bits, r->input_sqnr_db,
-                         layer->note ? (double)NAN : (double)r->lo, layer->note ? (double)NAN : (double)r->hi);
-        }
-    }
-out:
-    qd_free(shapes);
-    return st;
-}
-
 static qd_status measure(const ptq *o, const qd_graph *quantized, const qd_run *run, qd_quant_report *report,
                          qd_err *err)
 {
@@ -244,7 +143,10 @@ static qd_status ptq_run(const qd_quant_task *task, const qd_run *run, qd_graph 
     st = qd_layout_observe(layout, &set, run, err);
     if (st)
         goto out;
-    st = choose_maps(layout, &o, run, err);
+    const qd_range_rule rule = { .how = o.search_activations ? QD_RANGE_MSE : QD_RANGE_MINMAX,
+                                 .bits = o.activation_bits,
+                                 .symmetric = o.symmetric };
+    st = qd_layout_choose_maps(layout, &rule, run, err);
     if (st)
         goto out;
     st = qd_layout_quantize_weights(layout, o.weight_bits, o.search_weights, run, err);
@@ -254,7 +156,7 @@ static qd_status ptq_run(const qd_quant_task *task, const qd_run *run, qd_graph 
     st = qd_layout_apply(layout, &quantized, err);
     if (st)
         goto out;
-    st = report_layers(layout, &o, run, &told, err);
+    st = qd_layout_report(layout, o.weight_bits, o.activation_bits, run, &told, err);
     if (st)
         goto out;
     told.calibration_steps = set.steps;

@@ -8,6 +8,7 @@
 #include "base/err.h"
 #include "base/param.h"
 #include "base/run.h"
+#include "data/data.h"
 #include "diffusion/diffusion.h"
 #include "graph/graph.h"
 #include "model/model.h"
@@ -46,6 +47,9 @@ void qd_histogram_range(const qd_histogram *h, float *lo, float *hi);
 int64_t qd_histogram_count(const qd_histogram *h);
 qd_status qd_histogram_search(const qd_histogram *h, int bits, bool symmetric, qd_affine *out, qd_err *err);
 qd_status qd_histogram_fit(const qd_histogram *h, int bits, bool symmetric, qd_affine *out, qd_err *err); /* min-max */
+/* From the (100 - percentile)-th to the percentile-th percentile of what was seen, zero included; percentile 50..100. */
+qd_status qd_histogram_percentile(const qd_histogram *h, double percentile, int bits, bool symmetric, qd_affine *out,
+                                  qd_err *err);
 /* SQNR of what was seen under a map, each bin taken as evenly filled. */
 double qd_histogram_sqnr_db(const qd_histogram *h, const qd_affine *map);
 
@@ -66,6 +70,10 @@ typedef struct qd_layer_report {
     double input_sqnr_db;  /* quantized input against float input, over the calibration set */
     int64_t macs, weights;
     const char *note; /* why it stayed in float, or "" */
+    /* What the network loses when this layer alone is quantized; only where the method was asked to find out. */
+    bool alone;
+    double alone_sqnr_db;   /* of the logits */
+    double alone_agreement; /* share of pictures with the same answer, 0..1 */
 } qd_layer_report;
 
 typedef struct qd_quant_report {
@@ -73,6 +81,7 @@ typedef struct qd_quant_report {
     int n_layers;
     uint64_t float_bytes, quantized_bytes; /* of constants */
     int calibration_steps, calibration_samples;
+    int norms_folded, pairs_equalized, biases_corrected;
     /* Denoisers: eps SQNR by time step on shared x_t of the float trajectory, [n_eps]. */
     int n_eps;
     int *eps_t;
@@ -87,6 +96,7 @@ typedef struct qd_quant_task {
     const qd_graph *graph; /* float */
     qd_role role;
     const qd_schedule *schedule; /* denoisers */
+    const qd_dataset *data;      /* methods that need data */
     const qd_params *params;     /* by the method's rows */
 } qd_quant_task;
 

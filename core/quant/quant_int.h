@@ -16,7 +16,11 @@ bool qd_min_max(const float *x, int64_t n, float *lo, float *hi);
 /* One value of the float graph that is turned into codes, once for all layers that read it. */
 typedef struct qd_quantizer {
     qd_node_id value;
+    int axis; /* of the channels */
+    int64_t channels;
     qd_histogram *seen;
+    double *sum;    // [channels], of everything seen; NULL unless qd_layout_watch_means was asked for it
+    int64_t summed; /* values in each of them */
     qd_affine map;
     double sqnr_db; /* of the codes against what was seen */
 } qd_quantizer;
@@ -37,10 +41,12 @@ typedef struct qd_quant_layer {
     bool weight_only; /* it computes in float, with its weights kept in 8 bits: part[0] without a quantizer */
     int n_parts;      /* 1; 2 when split (qncd.md 4.1) */
     qd_part part[2];
+    qd_tensor bias; // F32 [O]; empty = the float graph's
 } qd_quant_layer;
 
 typedef struct qd_layout {
     const qd_graph *graph; /* float, lent */
+    qd_node_id input;      /* takes the image */
     qd_quant_layer *layers;
     int n_layers;
     qd_quantizer *quantizers;
@@ -49,6 +55,7 @@ typedef struct qd_layout {
 } qd_layout;
 
 typedef struct qd_layout_options {
+    const char *input;   /* the graph's input that takes the image; NULL = "sample" */
     const char *skip;    /* names of layers left in float, with commas between */
     bool split_shortcut; /* qncd.md 4.1 */
     bool float_edges;    /* leave the layers in float that read the sample itself or make an output */
@@ -97,7 +104,8 @@ typedef struct qd_calibration_set {
     int steps; /* stored */
     int *t;    // [steps]
     int64_t samples;
-    qd_tensor x; // [steps, samples, C, H, W]
+    int64_t batch; /* samples in a call; 0 = as trajectories have it */
+    qd_tensor x;   // [steps, samples, C, H, W]
 } qd_calibration_set;
 /* `steps` of the schedule's steps, equally spaced from the first to the last. j's look and ctx are not used. */
 qd_status qd_calibration_set_make(const qd_trajectories *j, int steps, const qd_run *run, qd_calibration_set *out,
@@ -105,14 +113,41 @@ qd_status qd_calibration_set_make(const qd_trajectories *j, int steps, const qd_
 void qd_calibration_set_clear(qd_calibration_set *s);
 
 /* --- observe.c --- */
+/* Let every quantizer also sum its value by channel when it is shown. */
+qd_status qd_layout_watch_means(qd_layout *l, qd_err *err);
 /* Run the float graph over the whole set and show every quantizer its value. */
 qd_status qd_layout_observe(qd_layout *l, const qd_calibration_set *set, const qd_run *run, qd_err *err);
+
+/* How a range is chosen from what was seen. */
+typedef struct qd_range_rule {
+    enum { QD_RANGE_MINMAX, QD_RANGE_PERCENTILE, QD_RANGE_MSE } how;
+    double percentile; /* 50..100: so much lies below the upper end, and above the lower one */
+    int bits;
+    bool symmetric;
+} qd_range_rule;
+/* The rule of a choice "minmax", "percentile" or "mse". */
+qd_range_rule qd_range_rule_of(const char *choice);
+/* The map of every quantizer. */
+qd_status qd_layout_choose_maps(qd_layout *l, const qd_range_rule *rule, const qd_run *run, qd_err *err);
+
+/* --- report.c --- */
+/* Rows for all layers of a layout whose maps and weights are there; also as run's layer events. */
+qd_status qd_layout_report(const qd_layout *l, int weight_bits, int activation_bits, const qd_run *run,
+                           qd_quant_report *report, qd_err *err);
+
+/* --- fold.c, equalize.c: the same function, easier to quantize; new constants draw from budget --- */
+qd_status qd_fold_norms(const qd_graph *g, qd_budget *budget, int *folded, qd_graph **out, qd_err *err);
+qd_status qd_equalize(const qd_graph *g, qd_budget *budget, int *pairs, qd_graph **out, qd_err *err);
+
+/* --- correct.c --- */
+/* Give every quantized layer a bias that takes away what rounding its weights adds on average; *corrected counts them. Needs means. */
+qd_status qd_layout_correct_bias(qd_layout *l, const qd_run *run, int *corrected, qd_err *err);
 
 /* --- measure.c --- */
 qd_status qd_measure_eps(const qd_trajectories *j, const qd_graph *quantized, int every, const qd_run *run,
                          qd_quant_report *report, qd_err *err);
 
-/* --- ptq.c --- */
-extern const qd_method qd_method_minmax, qd_method_mse;
+/* --- ptq.c, ptq_data.c --- */
+extern const qd_method qd_method_minmax, qd_method_mse, qd_method_ptq;
 
 #endif

@@ -1,5 +1,9 @@
-/* report.c - the report of a quantization as JSON. */
+/* report.c - the report of a quantization: its rows, and all of it as JSON. */
+#include <math.h>
+#include <stdio.h>
+
 #include "base/mem.h"
+#include "graph/op.h"
 #include "quant/quant_int.h"
 
 void qd_quant_report_clear(qd_quant_report *r)
@@ -9,6 +13,94 @@ void qd_quant_report_clear(qd_quant_report *r)
     qd_free(r->eps_sqnr_db);
     *r = (qd_quant_report){ 0 };
 }
+
+/* --- rows --- */
+
+/* Multiply-adds of one image. */
+static int64_t macs_of(const qd_graph *g, const qd_node *n, const qd_shape *shapes, qd_node_id id)
+{
+    qd_operand in[QD_MAX_INPUTS] = { 0 };
+    for (int k = 0; k < QD_MAX_INPUTS; k++) {
+        in[k].shape.rank = -1;
+        if (k < n->n_inputs && n->input[k] >= 0) {
+            in[k].dtype = qd_graph_node(g, n->input[k])->dtype;
+            in[k].shape = shapes[n->input[k]];
+        }
+    }
+    return n->op->macs(n, in, &shapes[id]);
+}
+
+/* One row for a layer in float (part NULL), or for each part of a quantized one. */
+static void fill_row(const qd_layout *l, const qd_quant_layer *layer, int part, int64_t macs, qd_layer_report *r)
+{
+    const qd_node *n = qd_graph_node(l->graph, layer->id);
+    const int64_t weights = qd_tensor_count(&qd_graph_node(l->graph, n->input[1])->value);
+    *r = (qd_layer_report){ .op = n->op->name,
+                            .weight_sqnr_db = NAN,
+                            .input_sqnr_db = NAN,
+                            .macs = macs,
+                            .weights = weights,
+                            .note = layer->note ? layer->note : "" };
+    snprintf(r->name, sizeof r->name, "%s", n->name);
+    if (layer->weight_only) {
+        r->weight_bits = 8;
+        r->weight_sqnr_db = layer->part[0].sqnr_db;
+    }
+    if (layer->note)
+        return;
+
+    const qd_part *p = &layer->part[part];
+    const qd_quantizer *q = &l->quantizers[p->quantizer];
+    if (layer->n_parts > 1) {
+        const int64_t all = layer->part[0].channels + layer->part[1].channels;
+        snprintf(r->name, sizeof r->name, part ? "%s.split1" : "%s.split0", n->name);
+        r->macs = macs / all * p->channels; /* exact: every product belongs to one input channel */
+        r->weights = weights / all * p->channels;
+    }
+    r->group_size = p->group_size;
+    r->scale = q->map.scale;
+    r->zero = q->map.zero;
+    qd_histogram_range(q->seen, &r->lo, &r->hi);
+    r->weight_sqnr_db = p->sqnr_db;
+    r->input_sqnr_db = q->sqnr_db;
+}
+
+qd_status qd_layout_report(const qd_layout *l, int weight_bits, int activation_bits, const qd_run *run,
+                           qd_quant_report *report, qd_err *err)
+{
+    int rows = 0;
+    qd_status st;
+    qd_shape *shapes = qd_calloc((size_t)qd_graph_size(l->graph), sizeof *shapes);
+    for (int k = 0; k < l->n_layers; k++)
+        rows += l->layers[k].note ? 1 : l->layers[k].n_parts;
+    report->layers = qd_calloc((size_t)rows, sizeof *report->layers);
+    if (!shapes || !report->layers) {
+        st = qd_fail(err, QD_E_NOMEM, "no memory for a report of %d layers", rows);
+        goto out;
+    }
+    st = qd_layout_shapes(l->graph, shapes, err);
+    if (st)
+        goto out;
+    for (int k = 0; k < l->n_layers; k++) {
+        const qd_quant_layer *layer = &l->layers[k];
+        const int64_t macs = macs_of(l->graph, qd_graph_node(l->graph, layer->id), shapes, layer->id);
+        for (int part = 0; part < (layer->note ? 1 : layer->n_parts); part++) {
+            qd_layer_report *r = &report->layers[report->n_layers++];
+            fill_row(l, layer, part, macs, r);
+            if (!layer->note) {
+                r->weight_bits = weight_bits;
+                r->activation_bits = activation_bits;
+            }
+            qd_run_layer(run, r->name, -1, r->weight_bits, r->activation_bits, r->input_sqnr_db,
+                         layer->note ? (double)NAN : (double)r->lo, layer->note ? (double)NAN : (double)r->hi);
+        }
+    }
+out:
+    qd_free(shapes);
+    return st;
+}
+
+/* --- JSON --- */
 
 static void add_number(qd_buf *b, const char *key, double v)
 {
@@ -39,6 +131,10 @@ static void add_layer(qd_buf *b, const qd_layer_report *l)
     qd_buf_adds(b, l->activation_bits ? ",\"runs_as\":\"integer\"" : ",\"runs_as\":\"float\"");
     add_number(b, "macs", (double)l->macs);
     add_number(b, "weights", (double)l->weights);
+    if (l->alone) {
+        add_number(b, "alone_sqnr_db", l->alone_sqnr_db);
+        add_number(b, "alone_agreement", l->alone_agreement);
+    }
     qd_buf_adds(b, ",\"note\":");
     qd_buf_add_json_string(b, l->note);
     qd_buf_adds(b, "}");
@@ -56,6 +152,9 @@ qd_status qd_quant_report_json(const qd_quant_report *r, qd_buf *b, qd_err *err)
     add_number(b, "quantized_bytes", (double)r->quantized_bytes);
     add_number(b, "calibration_steps", r->calibration_steps);
     add_number(b, "calibration_samples", r->calibration_samples);
+    add_number(b, "norms_folded", r->norms_folded);
+    add_number(b, "pairs_equalized", r->pairs_equalized);
+    add_number(b, "biases_corrected", r->biases_corrected);
     if (r->n_eps) {
         qd_buf_adds(b, ",\"eps\":[");
         for (int k = 0; k < r->n_eps; k++) {

@@ -81,10 +81,19 @@ static qd_node_id add_weight_only(rewrite *w, const qd_node *n, const qd_part *p
     return qd_graph_add(w->to, n->op, n->name, inputs, bias < 0 ? 2 : 3, n->attr, n->n_attrs);
 }
 
+static qd_node_id add_bias(rewrite *w, const qd_node *n, const qd_quant_layer *layer)
+{
+    char name[NAME_BYTES];
+    if (!layer->bias.data)
+        return n->n_inputs > 2 ? take(w, n->input[2]) : -1;
+    snprintf(name, sizeof name, "%s.corrected_bias", n->name);
+    return qd_graph_const(w->to, name, &layer->bias);
+}
+
 static void add_layer(rewrite *w, const qd_quant_layer *layer)
 {
     const qd_node *n = qd_graph_node(w->from, layer->id);
-    const qd_node_id bias = n->n_inputs > 2 ? take(w, n->input[2]) : -1;
+    const qd_node_id bias = add_bias(w, n, layer);
     if (layer->weight_only) {
         w->map[layer->id] = add_weight_only(w, n, &layer->part[0], bias);
         return;
