@@ -10,9 +10,10 @@
 
 typedef struct tape {
     const qd_graph *from;
-    qd_graph *g;      /* nodes of `from` have the same ids here */
-    bool *needed;     /* leads from something asked for */
-    qd_node_id *grad; /* -1 = none yet */
+    qd_graph *g;       /* nodes of `from` have the same ids here */
+    qd_shape *doubled; /* of the nodes of `from`, for batch 2; NULL when a shape rule knows batch 1 alone */
+    bool *needed;      /* leads from something asked for */
+    qd_node_id *grad;  /* -1 = none yet */
     qd_node_id *map;
 } tape;
 
@@ -36,6 +37,35 @@ const qd_shape *qd_back_shape(const qd_backward *b, qd_node_id id)
     return id < 0 ? &none : &b->graph->entries[id].probe;
 }
 
+bool qd_back_same_shape(const qd_backward *b, qd_node_id x, qd_node_id y)
+{
+    return qd_shape_equal(qd_back_shape(b, x), qd_back_shape(b, y)) && b->doubled &&
+           qd_shape_equal(&b->doubled[x], &b->doubled[y]);
+}
+
+/* Shapes for batch 2: what is equal for both is equal for every batch. */
+static qd_status double_batch(tape *t, qd_err *err)
+{
+    const int n_inputs = qd_graph_inputs(t->from);
+    qd_shape *given = qd_alloc(((size_t)n_inputs + 1) * sizeof *given);
+    t->doubled = qd_alloc(((size_t)t->from->n_nodes + 1) * sizeof *t->doubled);
+    if (!given || !t->doubled) {
+        qd_free(given);
+        return qd_fail(err, QD_E_NOMEM, "out of memory for the shapes of %d nodes", t->from->n_nodes);
+    }
+    for (int k = 0; k < n_inputs; k++) {
+        given[k] = qd_graph_node(t->from, qd_graph_input_at(t->from, k))->shape;
+        if (given[k].rank > 0 && given[k].dim[0] == -1)
+            given[k].dim[0] = 2;
+    }
+    if (qd_graph_shapes(t->from, given, n_inputs, t->doubled, NULL)) {
+        qd_free(t->doubled);
+        t->doubled = NULL;
+    }
+    qd_free(given);
+    return QD_OK;
+}
+
 static void accumulate(tape *t, qd_node_id id, qd_node_id part)
 {
     char name[QD_MAX_NAME + 1];
@@ -52,7 +82,7 @@ static void accumulate(tape *t, qd_node_id id, qd_node_id part)
 static void visit(tape *t, qd_node_id id)
 {
     const qd_node *n = qd_graph_node(t->g, id);
-    qd_backward b = { .graph = t->g, .node = n, .id = id, .dy = t->grad[id] };
+    qd_backward b = { .graph = t->g, .node = n, .id = id, .dy = t->grad[id], .doubled = t->doubled };
     bool any = false;
     for (int k = 0; k < QD_MAX_INPUTS; k++) {
         b.dx[k] = -1;
@@ -148,6 +178,9 @@ qd_status qd_graph_gradient(const qd_graph *g, qd_node_id loss, const qd_node_id
     st = copy_forward(&t, wrt, n_wrt, err);
     if (st)
         goto out;
+    st = double_batch(&t, err);
+    if (st)
+        goto out;
     st = qd_tensor_init(&seed, QD_F32, &scalar, NULL, err);
     if (st)
         goto out;
@@ -166,6 +199,7 @@ qd_status qd_graph_gradient(const qd_graph *g, qd_node_id loss, const qd_node_id
 out:
     qd_tensor_clear(&seed);
     qd_graph_free(t.g);
+    qd_free(t.doubled);
     qd_free(t.map);
     qd_free(t.grad);
     qd_free(t.needed);

@@ -13,7 +13,7 @@ static qd_node_id input(const qd_backward *b, int k)
 /* v has the shape of the result; what belongs to input k, which may have been broadcast. */
 static qd_node_id shrink(qd_backward *b, qd_node_id v, int k)
 {
-    if (qd_shape_equal(qd_back_shape(b, input(b, k)), qd_back_shape(b, b->id)) && qd_back_shape(b, b->id)->rank == 0)
+    if (qd_back_same_shape(b, input(b, k), b->id))
         return v;
     return ADD(sum_like, v, input(b, k));
 }
@@ -127,14 +127,24 @@ static qd_node_id product(qd_backward *b, qd_node_id x, bool trans_x, qd_node_id
                                 QD_FLOAT("alpha", qd_node_float(b->node, "alpha"))));
 }
 
+/* A derivative of matmul has the axes before the last two of the result, input k perhaps fewer or smaller ones. */
+static qd_node_id shrink_rows(qd_backward *b, qd_node_id v, int k)
+{
+    const qd_shape *x = qd_back_shape(b, input(b, k)), *y = qd_back_shape(b, b->id);
+    bool same = x->rank == y->rank && (b->doubled || x->rank == 2);
+    for (int d = 0; same && d < x->rank - 2; d++)
+        same = x->dim[d] == y->dim[d] && b->doubled[input(b, k)].dim[d] == b->doubled[b->id].dim[d];
+    return same ? v : ADD(sum_like, v, input(b, k));
+}
+
 void qd_back_matmul(qd_backward *b)
 {
     const bool ta = qd_node_int(b->node, "trans_a"), tb = qd_node_int(b->node, "trans_b");
     const qd_node_id x = input(b, 0), y = input(b, 1);
     if (b->want[0])
-        b->dx[0] = ADD(sum_like, ta ? product(b, y, tb, b->dy, true) : product(b, b->dy, false, y, !tb), x);
+        b->dx[0] = shrink_rows(b, ta ? product(b, y, tb, b->dy, true) : product(b, b->dy, false, y, !tb), 0);
     if (b->want[1])
-        b->dx[1] = ADD(sum_like, tb ? product(b, b->dy, true, x, ta) : product(b, x, !ta, b->dy, false), y);
+        b->dx[1] = shrink_rows(b, tb ? product(b, b->dy, true, x, ta) : product(b, x, !ta, b->dy, false), 1);
 }
 
 void qd_back_linear(qd_backward *b)

@@ -30,6 +30,7 @@ typedef struct qd_backward {
     qd_node_id id, dy;            /* the node's value; the derivative of the loss by it, of the same shape */
     bool want[QD_MAX_INPUTS];     /* that input is f32 and leads to something asked for */
     qd_node_id dx[QD_MAX_INPUTS]; /* out, of the shape of that input; -1 (as it comes) = zero */
+    const qd_shape *doubled;      /* shapes of the nodes before it for batch 2; NULL when there are none */
 } qd_backward;
 
 struct qd_op {

@@ -52,6 +52,9 @@ qd_node_id qd_back_add(qd_backward *b, const qd_op *op, const qd_node_id *inputs
 /* The shape of a value for batch 1: its rank, and dims that do not depend on the batch. */
 const qd_shape *qd_back_shape(const qd_backward *b, qd_node_id id);
 
+/* Do two nodes of the forward pass have one shape whatever the batch? */
+bool qd_back_same_shape(const qd_backward *b, qd_node_id x, qd_node_id y);
+
 extern const char qd_no_second[]; /* why operators made by differentiation have no rule */
 
 void qd_back_binary(qd_backward *b), qd_back_unary(qd_backward *b), qd_back_affine(qd_backward *b);

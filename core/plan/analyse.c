@@ -1,7 +1,7 @@
 /* analyse.c - a graph before it is fused: equal nodes once, constants folded, the dead left out, a layout for every value. */
 #include <string.h>
 
-#include "plan/cpu_int.h"
+#include "plan/cpu_train.h"
 
 qd_node_id qd_fused_input(const qd_fused *f, qd_node_id id, int k)
 {
@@ -231,9 +231,10 @@ static qd_layout layout_for(const qd_fused *f, qd_node_id id)
     if (rank < 3)
         return QD_LAYOUT_ROW;
     if (op == &qd_op_input)
-        return rank == 4 && n->dtype == QD_F32 ? QD_LAYOUT_LAST : QD_LAYOUT_ROW;
+        return rank == 4 && n->dtype == QD_F32 && !qd_train_is_weight(f, id) ? QD_LAYOUT_LAST : QD_LAYOUT_ROW;
     if (op == &qd_op_conv2d || op == &qd_op_qconv2d || op == &qd_op_group_norm || op == &qd_op_batch_norm ||
-        op == &qd_op_upsample || op == &qd_op_avg_pool || op == &qd_op_max_pool || op == &qd_op_global_avg_pool)
+        op == &qd_op_upsample || op == &qd_op_avg_pool || op == &qd_op_max_pool || op == &qd_op_global_avg_pool ||
+        qd_train_lays_last(f, id))
         return QD_LAYOUT_LAST;
     const qd_layout first = f->info[qd_fused_input(f, id, 0)].layout;
     if (qd_is_act(op) || op == &qd_op_affine)
@@ -271,7 +272,10 @@ static void choose_layouts(qd_fused *f)
             continue;
         if (op == &qd_op_reshape || op == &qd_op_permute)
             lay_shape_op(f, id);
-        else
+        else if (qd_train_keeps(f, id)) {
+            info->view = true;
+            info->layout = f->info[qd_fused_input(f, id, 0)].layout;
+        } else
             info->layout = layout_for(f, id);
     }
 }

@@ -54,6 +54,14 @@ static qd_status need_stream(qd_plan *p, qd_err *err)
     return QD_OK;
 }
 
+qd_status qd_dnnl_engine(qd_plan *p, void **out, qd_err *err)
+{
+    qd_status st = need_stream(p, err);
+    if (!st)
+        *out = engine;
+    return st;
+}
+
 void qd_dnnl_stream_free(void *stream)
 {
     if (stream)

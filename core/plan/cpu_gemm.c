@@ -22,6 +22,11 @@ static void make_blas_single(void)
     openblas_set_num_threads(1);
 }
 
+void qd_blas_one_thread(void)
+{
+    pthread_once(&blas_once, make_blas_single);
+}
+
 const char *qd_blas_core(void)
 {
     return openblas_get_corename();
@@ -121,7 +126,7 @@ static qd_status run_attention(qd_plan *p, qd_step *s, qd_err *err)
     w->v = qd_plan_data(p, w->a.v);
     w->dst = qd_plan_data(p, s->out);
     w->scores = qd_plan_scratch(p, s);
-    pthread_once(&blas_once, make_blas_single);
+    qd_blas_one_thread();
     qd_par_for(s->threads, w->a.n * w->a.heads * w->chunks, attention_piece, w);
     return QD_OK;
 }
@@ -176,7 +181,7 @@ static qd_status run_matmul(qd_plan *p, qd_step *s, qd_err *err)
     w->a = qd_plan_data(p, w->va);
     w->b = qd_plan_data(p, w->vb);
     w->dst = qd_plan_data(p, s->out);
-    pthread_once(&blas_once, make_blas_single);
+    qd_blas_one_thread();
     qd_par_for(s->threads, w->batch * w->chunks, matmul_piece, w);
     return QD_OK;
 }

@@ -9,10 +9,11 @@
 
 #define QD_MAX_PARTS 5 /* a value read in parts */
 
-typedef enum qd_group_kind { QD_GROUP_PASS, QD_GROUP_CONV, QD_GROUP_LINEAR } qd_group_kind;
+typedef enum qd_group_kind { QD_GROUP_PASS, QD_GROUP_CONV, QD_GROUP_LINEAR, QD_GROUP_TRAIN_NORM } qd_group_kind;
 
 /* Nodes that run as one step, at the place of the last of them. -1 = absent.
- * PASS: source (+ time) -> norm -> act -> up -> quant.   CONV, LINEAR: main -> bn -> (+ residual) -> act. */
+ * PASS: source (+ time) -> norm -> act -> up -> quant.   CONV, LINEAR: main -> bn -> (+ residual) -> act.
+ * TRAIN_NORM: main (batch_norm_train) -> (+ residual) -> act (relu). */
 typedef struct qd_group {
     qd_group_kind kind;
     qd_node_id main, end;
@@ -103,6 +104,10 @@ qd_status qd_conv_bind(qd_conv *c, void *src, void *dst, void *scratch, qd_err *
 qd_status qd_conv_run(qd_plan *p, qd_conv *c, qd_err *err);
 /* Does u8 x s8 add up exactly here? Without VNNI pairs of products saturate in 16 bits unless |weight| <= 64. */
 bool qd_dnnl_exact_int8(void);
+/* The engine, once the plan has a stream. */
+qd_status qd_dnnl_engine(qd_plan *p, void **out, qd_err *err);
+/* OpenBLAS runs each product on the thread that asks for it. */
+void qd_blas_one_thread(void);
 /* The kernels OpenBLAS has chosen: "SkylakeX", "Haswell", ... */
 const char *qd_blas_core(void);
 /* Threads worth waking for that many multiply-adds of f32 (or float-sized elementary operations). */

@@ -336,6 +336,43 @@ static void match_product(qd_fused *f, qd_node_id id)
     f->groups[f->n_groups++] = gr;
 }
 
+/* Batch norm with the statistics of its batch, what is added to it, and ReLU. */
+static void match_train_norm(qd_fused *f, qd_node_id id)
+{
+    qd_group gr = { .kind = QD_GROUP_TRAIN_NORM,
+                    .main = id,
+                    .end = id,
+                    .source = qd_fused_input(f, id, 0),
+                    .time = -1,
+                    .norm = -1,
+                    .up = -1,
+                    .quant = -1,
+                    .bn = -1,
+                    .residual = -1,
+                    .act = -1 };
+    while (gr.act < 0) {
+        const qd_node_id next = sole_reader(f, gr.end);
+        if (next < 0 || f->info[next].folded.data || !qd_shape_equal(&f->shapes[next], &f->shapes[id]) ||
+            f->info[next].layout != f->info[id].layout)
+            break;
+        if (qd_fused_op(f, next) == &qd_op_relu) {
+            gr.act = next;
+        } else if (qd_fused_op(f, next) == &qd_op_add && gr.residual < 0) {
+            const qd_node_id a = qd_fused_input(f, next, 0), b = qd_fused_input(f, next, 1);
+            const qd_node_id other = a == gr.end ? b : a;
+            if (other == gr.end || !qd_shape_equal(&f->shapes[other], &f->shapes[id]))
+                break;
+            gr.residual = other;
+        } else {
+            break;
+        }
+        claim(f, f->n_groups, gr.end, next);
+        gr.end = next;
+    }
+    f->info[id].group = f->n_groups;
+    f->groups[f->n_groups++] = gr;
+}
+
 static void find_groups(qd_fused *f)
 {
     for (qd_node_id id = 0; id < f->n; id++) {
@@ -343,7 +380,9 @@ static void find_groups(qd_fused *f)
         if (!info->live || info->folded.data || info->view || info->split || info->group >= 0 ||
             qd_graph_node(f->g, id)->n_inputs == 0)
             continue;
-        if (is_product(f, id))
+        if (qd_fused_op(f, id) == &qd_op_batch_norm_train)
+            match_train_norm(f, id);
+        else if (is_product(f, id))
             match_product(f, id);
         else if (starts_pass(f, id))
             match_pass(f, id);

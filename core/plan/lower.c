@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "plan/cpu_train.h"
 #include "plan/lower_int.h"
 
 #define FEW_ROWS 8 /* a product of so few rows is bound by reading its weights: no packing, our own dots */
@@ -462,6 +463,8 @@ static qd_status lower_node(qd_lower *l, qd_node_id id, qd_err *err)
     const qd_group *gr = &l->f.groups[info->group];
     if (gr->end != id)
         return QD_OK;
+    if (gr->kind == QD_GROUP_TRAIN_NORM)
+        return qd_lower_train_norm(l, gr, err);
     return gr->kind == QD_GROUP_PASS ? lower_pass(l, gr, err) : lower_product(l, gr, err);
 }
 
@@ -479,7 +482,9 @@ static qd_status lower_graph(qd_lower *l, const qd_plan_options *o, qd_err *err)
     for (int k = 0; k < qd_graph_inputs(l->g) && !st; k++) {
         const qd_node_id id = qd_graph_input_at(l->g, k);
         l->f.info[id].layout =
-            l->shapes[id].rank == 4 && qd_lower_node_of(l, id)->dtype == QD_F32 ? QD_LAYOUT_LAST : QD_LAYOUT_ROW;
+            l->shapes[id].rank == 4 && qd_lower_node_of(l, id)->dtype == QD_F32 && !qd_train_is_weight(&l->f, id)
+                ? QD_LAYOUT_LAST
+                : QD_LAYOUT_ROW;
         st = qd_lower_value(l, id, NULL, &p->inputs[k], err);
         p->n_inputs = k + !st;
         if (!st)

@@ -2,6 +2,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "plan/cpu_train.h"
 #include "plan/lower_int.h"
 
 static qd_status lower_forward(qd_lower *l, qd_node_id id, qd_err *err)
@@ -265,5 +266,7 @@ qd_status qd_lower_single(qd_lower *l, qd_node_id id, qd_err *err)
     for (size_t k = 0; k < sizeof(ariths) / sizeof(ariths[0]) && !done && !st; k++)
         if (ariths[k].op == op)
             st = lower_arith(l, id, ariths[k].arith, &done, err);
+    if (!st && !done)
+        st = qd_lower_train(l, id, &done, err);
     return st || done ? st : lower_forward(l, id, err);
 }
