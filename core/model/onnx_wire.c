@@ -103,6 +103,7 @@ struct qd_onnx_message {
     Onnx__ModelProto *model;
     size_t left;  /* bytes it may still ask for */
     size_t drawn; /* of the budget */
+    bool starved; /* an allocation failed */
     qd_budget *budget;
     ProtobufCAllocator allocator;
 };
@@ -110,10 +111,10 @@ struct qd_onnx_message {
 static void *message_alloc(void *ctx, size_t n)
 {
     struct qd_onnx_message *m = ctx;
-    if (n > m->left)
-        return NULL;
-    m->left -= n;
-    return qd_alloc(n);
+    void *p = n > m->left ? NULL : qd_alloc(n);
+    m->starved = m->starved || !p;
+    m->left -= p ? n : 0;
+    return p;
 }
 
 static void message_free(void *ctx, void *p)
@@ -659,8 +660,8 @@ static qd_status unpack(qd_onnx_file *f, const void *data, size_t size, qd_budge
     m->allocator = (ProtobufCAllocator){ .alloc = message_alloc, .free = message_free, .allocator_data = m };
     m->model = onnx__model_proto__unpack(&m->allocator, size, data);
     if (!m->model)
-        return qd_mem_fault_hit() ? qd_fail(err, QD_E_NOMEM, "out of memory for an ONNX file")
-                                  : qd_fail(err, QD_E_FORMAT, "the bytes are no ONNX model, or memory is out");
+        return m->starved ? qd_fail(err, QD_E_NOMEM, "out of memory for an ONNX file")
+                          : qd_fail(err, QD_E_FORMAT, "the bytes are no ONNX model: protobuf cannot unpack them");
     return QD_OK;
 }
 

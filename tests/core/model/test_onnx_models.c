@@ -165,8 +165,8 @@ static qd_status read_once(void *ctx, qd_err *err)
 static void every_allocation_may_fail(void **state)
 {
     char path[1024];
-    snprintf(path, sizeof(path), "%s", harness_source("tests/golden/onnx/op_opset21.onnx"));
-    assert_true(harness_run_each_alloc(read_once, path, 5000) > 100);
+    snprintf(path, sizeof(path), "%s", harness_source("tests/golden/onnx/mha.onnx"));
+    assert_true(harness_run_each_alloc(read_once, path, 20000) > 1000);
 }
 
 int main(void)
