@@ -2,7 +2,10 @@
  *
  * Compiling fixes the batch, fuses nodes, chooses a layout for every value (channels last on the fast backend), makes oneDNN
  * primitives with packed weights, and lays all activations into one arena. Running allocates nothing. A plan belongs to one
- * thread at a time; constants are shared with the graph, which may be freed before the plan. */
+ * thread at a time; constants are shared with the graph, which may be freed before the plan.
+ *
+ * Weights that are trained are inputs: each run reads them where the caller keeps them and packs them anew, so an optimizer changes
+ * them in place. Constants are folded and packed once and never change. */
 #ifndef QD_PLAN_PLAN_H
 #define QD_PLAN_PLAN_H
 
