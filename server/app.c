@@ -64,7 +64,7 @@ static qd_status lock_data(app *a, qd_err *err)
 /* Folders, and nothing left in tmp: half an upload, scratch of attempts that died. */
 static qd_status lay_out_data(app *a, qd_err *err)
 {
-    static const char *const folders[] = { "models", "blobs", "jobs", "tmp" };
+    static const char *const folders[] = { "models", "datasets", "blobs", "jobs", "tmp" };
     qd_status st = QD_OK;
     for (size_t k = 0; k < sizeof folders / sizeof folders[0] && !st; k++) {
         char *path = NULL;
@@ -78,7 +78,7 @@ static qd_status lay_out_data(app *a, qd_err *err)
     return st;
 }
 
-/* The hashes of all models, sorted. */
+/* The hashes of all models and data sets, sorted. */
 typedef struct hashes {
     char (*text)[SHA256_DIGITS + 1];
     size_t n, room;
@@ -103,7 +103,9 @@ static qd_status add_hash(hashes *h, const char *sha256, qd_err *err)
     return QD_OK;
 }
 
-static qd_status read_hashes(sv_store *store, hashes *h, qd_err *err)
+typedef qd_status lister(sv_store *s, const sv_list_query *q, sv_model_row **rows, int *n, bool *more, qd_err *err);
+
+static qd_status read_hashes(sv_store *store, lister *list, hashes *h, qd_err *err)
 {
     char *after = NULL;
     bool more = true;
@@ -112,7 +114,7 @@ static qd_status read_hashes(sv_store *store, hashes *h, qd_err *err)
         sv_model_row *rows = NULL;
         int n = 0;
         const sv_list_query q = { .limit = 1000, .ascending = true, .after = after };
-        st = sv_models_list(store, &q, &rows, &n, &more, err);
+        st = list(store, &q, &rows, &n, &more, err);
         for (int k = 0; k < n && !st; k++)
             st = add_hash(h, rows[k].sha256, err);
         qd_free(after);
@@ -122,19 +124,21 @@ static qd_status read_hashes(sv_store *store, hashes *h, qd_err *err)
         sv_model_rows_free(rows, n);
     }
     qd_free(after);
-    if (!st && h->n > 0)
-        qsort(h->text, h->n, sizeof *h->text, by_text);
     return st;
 }
 
-/* Files of models are named by their hash and put there before their row. What no row names was left by a daemon that died in
+/* Files of models and data sets are named by their hash and put there before their row. What no row names was left by a daemon that died in
  * between; names that are no hash are not ours to remove. */
-static qd_status sweep_models(app *a, qd_err *err)
+static qd_status sweep_files(app *a, qd_err *err)
 {
-    static const char *const folders[] = { "models", "blobs" };
+    static const char *const folders[] = { "models", "datasets", "blobs" };
     hashes h = { 0 };
-    qd_status st = read_hashes(a->store, &h, err);
-    for (int k = 0; k < 2 && !st; k++) {
+    qd_status st = read_hashes(a->store, sv_models_list, &h, err);
+    if (!st)
+        st = read_hashes(a->store, sv_datasets_list, &h, err);
+    if (!st && h.n > 0)
+        qsort(h.text, h.n, sizeof *h.text, by_text);
+    for (size_t k = 0; k < sizeof folders / sizeof folders[0] && !st; k++) {
         char *folder = NULL;
         st = in_data(a, folders[k], &folder, err);
         DIR *dir = st ? NULL : opendir(folder);
@@ -165,7 +169,7 @@ static qd_status open_store(app *a, qd_err *err)
         st = sv_store_open(path, &a->store, err);
     qd_free(path);
     if (!st)
-        st = sweep_models(a, err);
+        st = sweep_files(a, err);
     if (!st)
         st = sv_workers_reclaim(a->store, &reclaimed, err);
     if (!st && reclaimed > 0) {

@@ -13,7 +13,8 @@
 
 #define BLOCK_BYTES 65536
 #define FIRST_BYTES (1u << 20)
-#define DEFLATE_RATIO 1032 /* more than any deflate stream expands */
+#define GUESS_BYTES (64u << 20) /* no more than that is taken on a file's word */
+#define DEFLATE_RATIO 1032      /* more than any deflate stream expands */
 #define DEPTH_MAX 8
 #define FILES_MAX (1 << 21)
 
@@ -66,7 +67,7 @@ static size_t guess_size(const qd_map *m, uint64_t max_bytes)
     uint64_t n = qd_read_u32le(&r);
     if (n / DEFLATE_RATIO > m->size)
         n = 0;
-    n = n < FIRST_BYTES ? FIRST_BYTES : n + 1; /* one more, to see the end without growing */
+    n = n < FIRST_BYTES ? FIRST_BYTES : n > GUESS_BYTES ? GUESS_BYTES : n + 1; /* one more, to see the end */
     return (size_t)(n > max_bytes ? max_bytes : n);
 }
 

@@ -115,6 +115,7 @@ typedef enum sv_problem {
     SV_P_RANGE,
     SV_P_INVALID_PARAM,
     SV_P_INVALID_MODEL,
+    SV_P_INVALID_DATASET,
     SV_P_KEY_REUSED,
     SV_P_UPGRADE_REQUIRED,
     SV_P_FIELDS_TOO_LARGE,
@@ -261,6 +262,26 @@ int sv_mhd_fd(void *connection);
 
 extern const char *const sv_method_names[8]; /* rows of sv_http.requests; the last is "OTHER" */
 
+/* --- collections.c: what may be uploaded, a row each --- */
+typedef struct sv_collection {
+    const char *noun, *prefix; /* "data set", and of its ids: "dst_" */
+    const char *folder;        /* below the data folder, and in paths: /v1/FOLDER */
+    const char *file;          /* what a single file is called in its tree */
+    sv_problem invalid;
+    int max_entries; /* of an archive */
+    bool (*is_archive)(const char *path);
+    /* Say what a stranger's tree holds, and at which path below it that begins ("" = at its top). All are the caller's (qd_free). */
+    qd_status (*look_into)(const sv_settings *s, const char *tree, char **root, char **format, char **role,
+                           char **summary, qd_err *err);
+    qd_status (*add)(sv_store *s, const sv_model_row *row, sv_model_row *out, bool *existing, qd_err *err);
+    qd_status (*get)(sv_store *s, const char *id_or_name, sv_model_row *out, qd_err *err);
+    qd_status (*list)(sv_store *s, const sv_list_query *q, sv_model_row **rows, int *n, bool *more, qd_err *err);
+    qd_status (*remove)(sv_store *s, const char *id, bool *last, bool *last_of_blob, qd_err *err);
+    bool (*pruned)(sv_store *s, const char *id);
+    json_t *(*json)(const sv_model_row *row);
+} sv_collection;
+extern const sv_collection sv_models, sv_datasets;
+
 /* --- upload.c --- */
 qd_status sv_intake_start(sv_http *h, qd_err *err);
 void sv_intake_stop(sv_http *h); /* finishes what it has in hand, refuses the rest, joins */
@@ -269,10 +290,10 @@ void sv_intake_free(sv_http *h); /* when no request is left */
 bool sv_upload_begin(sv_request *q);
 void sv_upload_data(sv_request *q, const void *data, size_t n); /* makes a problem when it cannot go on */
 void sv_upload_free(sv_upload *u);                              /* removes whatever is in tmp/ */
-/* Register blob data_dir/blobs/<sha256> (when upload is NULL) or the upload as a model; runs on an intake thread while the
- * connection is parked; makes the reply in the end. */
-void sv_intake_model(sv_request *q, const char *name, const char *blob_sha256);
-bool sv_model_name_ok(const char *name);
+/* Register blob data_dir/blobs/<sha256> (when upload is NULL) or the upload; runs on an intake thread while the connection is
+ * parked; makes the reply in the end. */
+void sv_intake_take(sv_request *q, const sv_collection *into, const char *name, const char *blob_sha256);
+bool sv_upload_name_ok(const char *name);                           /* no id's prefix in front */
 char *sv_http_path(const sv_http *h, const char *a, const char *b); /* data_dir/a[/b], qd_free */
 
 /* --- stream.c --- */
@@ -297,6 +318,12 @@ void sv_list_models(sv_request *q);
 void sv_get_model(sv_request *q);
 void sv_get_model_content(sv_request *q);
 void sv_delete_model(sv_request *q);
+void sv_post_dataset(sv_request *q);
+void sv_put_dataset(sv_request *q);
+void sv_list_datasets(sv_request *q);
+void sv_get_dataset(sv_request *q);
+void sv_get_dataset_content(sv_request *q);
+void sv_delete_dataset(sv_request *q);
 void sv_head_blob(sv_request *q);
 void sv_post_job(sv_request *q);
 void sv_put_job(sv_request *q);

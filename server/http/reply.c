@@ -32,6 +32,7 @@ static const problem_row problems[] = {
     [SV_P_RANGE] = { 416, "range_not_satisfiable", "Range not satisfiable", false },
     [SV_P_INVALID_PARAM] = { 422, "invalid_param", "Invalid parameter", false },
     [SV_P_INVALID_MODEL] = { 422, "invalid_model", "Model cannot be read", false },
+    [SV_P_INVALID_DATASET] = { 422, "invalid_dataset", "Data set cannot be read", false },
     [SV_P_KEY_REUSED] = { 422, "idempotency_key_reused", "Idempotency key reused", false },
     [SV_P_UPGRADE_REQUIRED] = { 426, "upgrade_required", "Upgrade required", false },
     [SV_P_FIELDS_TOO_LARGE] = { 431, "fields_too_large", "Request header fields too large", false },

@@ -21,7 +21,7 @@ static const sv_query_row list_models_query[] = {
     { NULL },
 };
 static const sv_query_row name_query[] = {
-    { "name", "A name for the model: letters, digits, '.', '_' and '-'.", "string" },
+    { "name", "A name: letters, digits, '.', '_' and '-'.", "string" },
     { NULL },
 };
 static const sv_query_row events_query[] = {
@@ -70,6 +70,20 @@ const sv_route sv_routes[] = {
       "Forget a model; its bytes go with the last that uses them.", SV_SCOPE_SUBMIT, 0, NULL, NULL, NULL, 204, NULL },
     { "GET", "/v1/models/{id}/content", sv_get_model_content, "getModelContent", "The bytes as they were uploaded.",
       SV_SCOPE_READ, 0, NULL, NULL, "application/octet-stream", 200, NULL },
+    { "POST", "/v1/datasets", sv_post_dataset, "createDataset",
+      "Upload a data set: the body is the file or an archive, or {\"blob\":..}.", SV_SCOPE_SUBMIT,
+      SV_TAKES_FILE | SV_NOT_DRAINING, "ModelUpload", "Dataset", NULL, 201, name_query },
+    { "PUT", "/v1/datasets/{name}", sv_put_dataset, "putDataset", "Upload a data set under a name.", SV_SCOPE_SUBMIT,
+      SV_TAKES_FILE | SV_NOT_DRAINING, "ModelUpload", "Dataset", NULL, 201, NULL },
+    { "GET", "/v1/datasets", sv_list_datasets, "listDatasets", "Data sets, newest first.", SV_SCOPE_READ, 0, NULL,
+      "DatasetList", NULL, 200, list_models_query },
+    { "GET", "/v1/datasets/{id}", sv_get_dataset, "getDataset", "One data set, by id or by name (the newest of it).",
+      SV_SCOPE_READ, 0, NULL, "Dataset", NULL, 200, NULL },
+    { "DELETE", "/v1/datasets/{id}", sv_delete_dataset, "deleteDataset",
+      "Forget a data set; its bytes go with the last that uses them.", SV_SCOPE_SUBMIT, 0, NULL, NULL, NULL, 204,
+      NULL },
+    { "GET", "/v1/datasets/{id}/content", sv_get_dataset_content, "getDatasetContent",
+      "The bytes as they were uploaded.", SV_SCOPE_READ, 0, NULL, NULL, "application/octet-stream", 200, NULL },
     { "POST", "/v1/jobs", sv_post_job, "createJob", "Submit a job.", SV_SCOPE_SUBMIT, SV_TAKES_JSON | SV_NOT_DRAINING,
       "JobRequest", "Job", NULL, 202, NULL },
     { "GET", "/v1/jobs", sv_list_jobs, "listJobs", "Jobs, newest first.", SV_SCOPE_READ, 0, NULL, "JobList", NULL, 200,

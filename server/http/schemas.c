@@ -67,6 +67,18 @@ static const field_row fields[] = {
     { "Model", "!created_at", "time", NULL },
     { "Model", "!links", "object", NULL },
 
+    { "Dataset", "!id", "string", NULL },
+    { "Dataset", "!object", "=dataset", NULL },
+    { "Dataset", "!name", "?string", NULL },
+    { "Dataset", "!sha256", "string", "Of the bytes as they were uploaded." },
+    { "Dataset", "!size_bytes", "integer", NULL },
+    { "Dataset", "!format", "string", NULL },
+    { "Dataset", "!role", "string", "labelled or unlabelled." },
+    { "Dataset", "!summary", "object", "Count, sizes, classes, and mean and deviation of the pixels in 0..1." },
+    { "Dataset", "!job", "?string", "The job that made it." },
+    { "Dataset", "!created_at", "time", NULL },
+    { "Dataset", "!links", "object", NULL },
+
     { "MaxDrop", "!metric", "string", NULL },
     { "MaxDrop", "!value", "number", NULL },
     { "Progress", "!phase", "string", NULL },
@@ -83,6 +95,7 @@ static const field_row fields[] = {
     { "Job", "!status", "string",
       "scheduled, queued, running, paused, retry_wait, succeeded, failed, canceled or dead." },
     { "Job", "!model", "string", NULL },
+    { "Job", "!dataset", "?string", NULL },
     { "Job", "!params", "object", "All values filled in." },
     { "Job", "!metadata", "object", NULL },
     { "Job", "max_drop", "@MaxDrop", NULL },
@@ -188,8 +201,8 @@ static const field_row fields[] = {
 };
 enum { FIELDS = sizeof fields / sizeof fields[0] };
 
-static const char *const lists[] = { "KindList",   "ModelList", "JobList",    "AttemptList", "EventList",
-                                     "MetricList", "LayerList", "SampleList", "ArtifactList" };
+static const char *const lists[] = { "KindList",  "ModelList",  "DatasetList", "JobList",    "AttemptList",
+                                     "EventList", "MetricList", "LayerList",   "SampleList", "ArtifactList" };
 
 static json_t *reference(const char *name, size_t n)
 {

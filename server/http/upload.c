@@ -14,7 +14,7 @@
 #include "data/data.h"
 #include "log.h"
 
-enum { INTAKE_THREADS = 2, MAX_ENTRIES = 4096 };
+enum { INTAKE_THREADS = 2 };
 #define DISK_RESERVE_BYTES ((int64_t)64 << 20) /* always left free for the database and its log */
 
 struct sv_upload {
@@ -29,10 +29,11 @@ char *sv_http_path(const sv_http *h, const char *a, const char *b)
              : qd_asprintf("%s/%s", h->o.settings->data_dir, a);
 }
 
-bool sv_model_name_ok(const char *name)
+bool sv_upload_name_ok(const char *name)
 {
     const size_t n = strlen(name);
-    if (n == 0 || n > 128 || name[0] == '.' || name[0] == '-' || !strncmp(name, "mdl_", 4))
+    if (n == 0 || n > 128 || name[0] == '.' || name[0] == '-' || !strncmp(name, sv_models.prefix, 4) ||
+        !strncmp(name, sv_datasets.prefix, 4))
         return false;
     return strspn(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-") == n;
 }
@@ -132,6 +133,7 @@ void sv_upload_data(sv_request *q, const void *data, size_t n)
 typedef struct intake_job {
     struct intake_job *next;
     sv_request *request;
+    const sv_collection *into;
     char *name, *blob; /* blob: hex of bytes that are here already, or NULL */
     bool done, cancelled;
 } intake_job;
@@ -155,39 +157,6 @@ static void hide_path(qd_err *err, const char *dir)
     }
 }
 
-/* A single top-level folder is not the model but its wrapping: go in until there is more than one entry, or a file. */
-static char *find_root(const char *dir)
-{
-    char *at = qd_strdup(dir);
-    for (int depth = 0; at && depth < 4; depth++) {
-        DIR *d = opendir(at);
-        char *only = NULL;
-        int entries = 0;
-        if (!d)
-            break;
-        for (struct dirent *e; (e = readdir(d));) {
-            if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, ".."))
-                continue;
-            if (entries++ == 0)
-                only = qd_fs_join(at, e->d_name);
-        }
-        closedir(d);
-        if (entries != 1 || !only || !qd_fs_is_dir(only)) {
-            qd_free(only);
-            break;
-        }
-        /* "unet/" alone is the layout itself, not wrapping. */
-        const char *slash = strrchr(only, '/');
-        if (!strcmp(slash, "/unet")) {
-            qd_free(only);
-            break;
-        }
-        qd_free(at);
-        at = only;
-    }
-    return at;
-}
-
 static qd_status copy_file(const char *from, const char *to, qd_err *err)
 {
     qd_map map = { 0 };
@@ -209,50 +178,24 @@ out:
     return st;
 }
 
-/* tree/ gets what qd_model_open can take: the archive's files, or the one file under a name that says what it is. */
-static qd_status make_tree(const sv_settings *s, const char *body, const char *tree, qd_err *err)
+/* tree/ gets what the core can open: the archive's files, or the one file under the collection's name for it. */
+static qd_status make_tree(const sv_settings *s, const sv_collection *c, const char *body, const char *tree,
+                           qd_err *err)
 {
     qd_status st = qd_fs_mkdirs(tree, err);
     if (st)
         return st;
-    if (qd_archive_sniff(body)) {
-        const qd_unpack_limits limits = { .max_bytes = (uint64_t)s->max_unpacked_bytes, .max_entries = MAX_ENTRIES };
+    if (c->is_archive(body)) {
+        const qd_unpack_limits limits = { .max_bytes = (uint64_t)s->max_unpacked_bytes, .max_entries = c->max_entries };
         return qd_archive_unpack(body, tree, &limits, err);
     }
-    char *file = qd_fs_join(tree, "model.safetensors");
+    char *file = qd_fs_join(tree, c->file);
     if (!file)
         return qd_fail(err, QD_E_NOMEM, "no memory for a path");
     /* The same bytes need not lie on disk twice; where links are not possible, they do. */
     if (link(body, file))
         st = copy_file(body, file, err);
     qd_free(file);
-    return st;
-}
-
-/* The one place that reads a stranger's model; on this thread now, a sandboxed child can take over behind the same signature. */
-static qd_status look_into(const sv_settings *s, const char *tree, char **root, char **format, char **role,
-                           char **summary, qd_err *err)
-{
-    char *dir = find_root(tree);
-    char *file = dir ? qd_fs_join(dir, "model.safetensors") : NULL;
-    char *config = dir ? qd_fs_join(dir, "config.json") : NULL;
-    qd_status st;
-    if (!file || !config) {
-        st = qd_fail(err, QD_E_NOMEM, "no memory for a path");
-        goto out;
-    }
-    const bool single = qd_fs_exists(file) && !qd_fs_exists(config);
-    const char *path = single ? file : dir;
-    st = sv_model_inspect(path, s, format, role, summary, err);
-    if (st)
-        goto out;
-    *root = qd_strdup(path[strlen(tree)] ? path + strlen(tree) + 1 : "");
-    if (!*root)
-        st = qd_fail(err, QD_E_NOMEM, "no memory for a path");
-out:
-    qd_free(file);
-    qd_free(config);
-    qd_free(dir);
     return st;
 }
 
@@ -280,38 +223,39 @@ static qd_status publish_one(const char *from, const char *dir, const char *to, 
 }
 
 typedef struct intake_paths {
-    char *blobs, *models, *blob, *tree; /* data_dir/blobs, /models, and the two below them named by hash */
+    char *blobs, *trees, *blob,
+        *tree; /* data_dir/blobs, the collection's folder, and the two below them named by hash */
 } intake_paths;
 
 static void paths_clear(intake_paths *p)
 {
     qd_free(p->blobs);
-    qd_free(p->models);
+    qd_free(p->trees);
     qd_free(p->blob);
     qd_free(p->tree);
 }
 
-static qd_status paths_init(const sv_http *h, const char *sha256, intake_paths *p, qd_err *err)
+static qd_status paths_init(const sv_http *h, const sv_collection *c, const char *sha256, intake_paths *p, qd_err *err)
 {
     p->blobs = sv_http_path(h, "blobs", NULL);
-    p->models = sv_http_path(h, "models", NULL);
+    p->trees = sv_http_path(h, c->folder, NULL);
     p->blob = sv_http_path(h, "blobs", sha256);
-    p->tree = sv_http_path(h, "models", sha256);
-    return p->blobs && p->models && p->blob && p->tree ? QD_OK : qd_fail(err, QD_E_NOMEM, "no memory for paths");
+    p->tree = sv_http_path(h, c->folder, sha256);
+    return p->blobs && p->trees && p->blob && p->tree ? QD_OK : qd_fail(err, QD_E_NOMEM, "no memory for paths");
 }
 
 /* Files first, row last: a row without files never exists. Under files_lock, so that a DELETE of the last row of these bytes
  * cannot take them away in between. On failure what was moved is removed again. */
-static qd_status publish(sv_http *h, const intake_paths *p, const char *body, const char *tree, const sv_model_row *row,
-                         sv_model_row *out, bool *existing, qd_err *err)
+static qd_status publish(sv_http *h, const sv_collection *c, const intake_paths *p, const char *body, const char *tree,
+                         const sv_model_row *row, sv_model_row *out, bool *existing, qd_err *err)
 {
     bool moved_blob = false, moved_tree = false;
     pthread_mutex_lock(&h->files_lock);
     qd_status st = publish_one(body, p->blobs, p->blob, &moved_blob, err);
     if (!st)
-        st = publish_one(tree, p->models, p->tree, &moved_tree, err);
+        st = publish_one(tree, p->trees, p->tree, &moved_tree, err);
     if (!st)
-        st = sv_models_add(h->o.store, row, out, existing, err);
+        st = c->add(h->o.store, row, out, existing, err);
     if (st && moved_tree)
         qd_fs_remove_tree(p->tree, NULL);
     if (st && moved_blob)
@@ -320,9 +264,9 @@ static qd_status publish(sv_http *h, const intake_paths *p, const char *body, co
     return st;
 }
 
-/* From a finished body (or a blob that is here) to a row. *bad_model: the words are about the model, not about us. */
-static qd_status take_in(sv_http *h, sv_upload *u, const char *name, const char *blob, sv_model_row *out,
-                         bool *existing, bool *bad_model, qd_err *err)
+/* From a finished body (or a blob that is here) to a row. *bad: the words are about what was sent, not about us. */
+static qd_status take_in(sv_http *h, const sv_collection *c, sv_upload *u, const char *name, const char *blob,
+                         sv_model_row *out, bool *existing, bool *bad, qd_err *err)
 {
     const sv_settings *s = h->o.settings;
     char sha256[QD_SHA256_HEX];
@@ -339,7 +283,7 @@ static qd_status take_in(sv_http *h, sv_upload *u, const char *name, const char 
         if (st)
             goto out;
     }
-    st = paths_init(h, sha256, &paths, err);
+    st = paths_init(h, c, sha256, &paths, err);
     if (st)
         goto out;
     const char *body = blob ? paths.blob : u->file;
@@ -353,28 +297,28 @@ static qd_status take_in(sv_http *h, sv_upload *u, const char *name, const char 
         st = qd_fail(err, QD_E_NOMEM, "no memory for a path");
         goto out;
     }
-    *bad_model = true;
+    *bad = true;
     if (info.st_size == 0) {
         st = qd_fail(err, QD_E_FORMAT, "the file is empty");
         goto out;
     }
-    st = make_tree(s, body, tree, err);
+    st = make_tree(s, c, body, tree, err);
     if (st)
         goto out;
-    st = look_into(s, tree, &root, &format, &role, &summary, err);
+    st = c->look_into(s, tree, &root, &format, &role, &summary, err);
     if (st)
         goto out;
-    *bad_model = false;
+    *bad = false;
     st = sync_dir(tree, true, err);
     if (st)
         goto out;
-    relative = qd_asprintf("models/%s%s%s", sha256, *root ? "/" : "", root);
+    relative = qd_asprintf("%s/%s%s%s", c->folder, sha256, *root ? "/" : "", root);
     if (!relative) {
         st = qd_fail(err, QD_E_NOMEM, "no memory for a path");
         goto out;
     }
     char id[40], no_job[] = "";
-    sv_id_new(id, "mdl_");
+    sv_id_new(id, c->prefix);
     const sv_model_row row = { .id = id,
                                .name = (char *)name,
                                .sha256 = sha256,
@@ -385,7 +329,7 @@ static qd_status take_in(sv_http *h, sv_upload *u, const char *name, const char 
                                .job_id = no_job,
                                .size_bytes = info.st_size,
                                .created_ms = sv_now_ms() };
-    st = publish(h, &paths, body, tree, &row, out, existing, err);
+    st = publish(h, c, &paths, body, tree, &row, out, existing, err);
 out:
     hide_path(err, u->dir);
     paths_clear(&paths);
@@ -402,24 +346,25 @@ static void run_one(intake_job *job)
 {
     sv_request *q = job->request;
     sv_http *h = q->http;
+    const sv_collection *c = job->into;
     qd_err err = { 0 };
     sv_model_row row = { 0 };
-    bool existing = false, bad_model = false;
+    bool existing = false, bad = false;
     qd_status st = q->upload ? QD_OK : upload_new(h, &q->upload, &err);
     if (!st)
-        st = take_in(h, q->upload, job->name, job->blob, &row, &existing, &bad_model, &err);
+        st = take_in(h, c, q->upload, job->name, job->blob, &row, &existing, &bad, &err);
     drop_upload(q);
-    if (st && bad_model && st != QD_E_NOMEM && st != QD_E_IO && st != QD_E_INTERNAL) {
-        sv_log(SV_INFO, "model_refused", "request", q->id, "words", err.text, NULL);
-        sv_reply_problem(q, SV_P_INVALID_MODEL, NULL, "%s", err.text);
+    if (st && bad && st != QD_E_NOMEM && st != QD_E_IO && st != QD_E_INTERNAL) {
+        sv_log(SV_INFO, "upload_refused", "request", q->id, "what", c->noun, "words", err.text, NULL);
+        sv_reply_problem(q, c->invalid, NULL, "%s", err.text);
     } else if (st) {
         sv_reply_error(q, st, &err, NULL);
     } else {
         if (!existing)
-            sv_log(SV_INFO, "model_added", "request", q->id, "model", row.id, "format", row.format, "role", row.role,
+            sv_log(SV_INFO, "upload_added", "request", q->id, "id", row.id, "format", row.format, "role", row.role,
                    NULL);
-        sv_reply_field(q, "Location", "/v1/models/%s", row.id);
-        sv_reply_json(q, existing ? 200 : 201, sv_model_json(&row));
+        sv_reply_field(q, "Location", "/v1/%s/%s", c->folder, row.id);
+        sv_reply_json(q, existing ? 200 : 201, c->json(&row));
     }
     sv_model_row_clear(&row);
 }
@@ -536,19 +481,19 @@ static void job_free(void *state)
     qd_free(job);
 }
 
-void sv_intake_model(sv_request *q, const char *name, const char *blob_sha256)
+void sv_intake_take(sv_request *q, const sv_collection *into, const char *name, const char *blob_sha256)
 {
     sv_intake *in = q->http->intake;
     intake_job *job = q->state;
     if (!job) {
         job = qd_calloc(1, sizeof *job);
         if (job)
-            *job = (intake_job){ .request = q,
-                                 .name = qd_strdup(name),
-                                 .blob = blob_sha256 ? qd_strdup(blob_sha256) : NULL };
+            *job = (intake_job){
+                .request = q, .into = into, .name = qd_strdup(name), .blob = blob_sha256 ? qd_strdup(blob_sha256) : NULL
+            };
         if (!job || !job->name || (blob_sha256 && !job->blob)) {
             qd_err err = { 0 };
-            qd_fail(&err, QD_E_NOMEM, "no memory to take in a model");
+            qd_fail(&err, QD_E_NOMEM, "no memory to take in a file");
             if (job)
                 job_free(job);
             sv_reply_error(q, QD_E_NOMEM, &err, NULL);

@@ -133,6 +133,7 @@ void sv_attempt_run(const sv_attempt *a)
 {
     const sv_kind *kind = NULL;
     sv_model_row model = { 0 };
+    sv_dataset_row dataset = { 0 };
     qd_budget budget;
     json_t *result = NULL;
     qd_err err = { 0 };
@@ -153,8 +154,11 @@ void sv_attempt_run(const sv_attempt *a)
     if (qd_param_find(qd_params_rows(t.params), "seed"))
         t.run.seed = (uint64_t)qd_params_int(t.params, "seed");
     st = sv_models_get(a->store, a->job->model_id, &model, &err);
+    if (!st && a->job->dataset_id[0])
+        st = sv_datasets_get(a->store, a->job->dataset_id, &dataset, &err);
     if (st)
         goto out;
+    t.dataset = dataset.id ? &dataset : NULL;
     t.dir = qd_asprintf("%s/tmp/%s-%d", a->settings->data_dir, a->job->id, a->job->attempt);
     if (!t.dir) {
         st = qd_fail(&err, QD_E_NOMEM, "no memory for a path");
@@ -162,7 +166,7 @@ void sv_attempt_run(const sv_attempt *a)
     }
     if ((st = qd_fs_remove_tree(t.dir, &err)) || (st = qd_fs_mkdirs(t.dir, &err)) || (st = qd_run_check(&t.run, &err)))
         goto out;
-    st = kind->run(&t, &result, &err);
+    st = (t.method->run ? t.method->run : kind->run)(&t, &result, &err);
     if (!st && a->job->attempt > 1)
         sv_task_sweep(&t);
 out:
@@ -172,6 +176,7 @@ out:
     json_decref(result);
     json_decref(t.error_figures);
     qd_params_free(t.params);
+    sv_model_row_clear(&dataset);
     sv_model_row_clear(&model);
     qd_free(t.dir);
 }

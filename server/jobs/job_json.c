@@ -108,6 +108,7 @@ json_t *sv_job_json(sv_store *store, const sv_job_row *j)
     json_object_set_new(o, "method", json_string(j->method));
     json_object_set_new(o, "status", json_string(j->status));
     json_object_set_new(o, "model", json_string(j->model_id));
+    json_object_set_new(o, "dataset", j->dataset_id[0] ? json_string(j->dataset_id) : json_null());
     json_object_set_new(o, "params", sv_json_read(j->params));
     json_object_set_new(o, "metadata", sv_json_read(j->metadata));
     json_t *drop = json_object_get(body, "max_drop");
@@ -133,11 +134,11 @@ json_t *sv_job_json(sv_store *store, const sv_job_row *j)
     return o;
 }
 
-json_t *sv_model_json(const sv_model_row *m)
+static json_t *file_json(const sv_model_row *m, const char *object, const char *folder)
 {
     json_t *o = json_object();
     json_object_set_new(o, "id", json_string(m->id));
-    json_object_set_new(o, "object", json_string("model"));
+    json_object_set_new(o, "object", json_string(object));
     json_object_set_new(o, "name", m->name[0] ? json_string(m->name) : json_null());
     json_object_set_new(o, "sha256", json_string(m->sha256));
     json_object_set_new(o, "size_bytes", json_integer(m->size_bytes));
@@ -147,9 +148,19 @@ json_t *sv_model_json(const sv_model_row *m)
     json_object_set_new(o, "job", m->job_id[0] ? json_string(m->job_id) : json_null());
     json_object_set_new(o, "created_at", time_json(m->created_ms));
     json_object_set_new(o, "links",
-                        json_pack("{s:o, s:o}", "self", json_sprintf("/v1/models/%s", m->id), "content",
-                                  json_sprintf("/v1/models/%s/content", m->id)));
+                        json_pack("{s:o, s:o}", "self", json_sprintf("/v1/%s/%s", folder, m->id), "content",
+                                  json_sprintf("/v1/%s/%s/content", folder, m->id)));
     return o;
+}
+
+json_t *sv_model_json(const sv_model_row *m)
+{
+    return file_json(m, "model", "models");
+}
+
+json_t *sv_dataset_json(const sv_dataset_row *d)
+{
+    return file_json(d, "dataset", "datasets");
 }
 
 static bool is_final(const char *status)

@@ -14,30 +14,38 @@
 
 #define SV_VERSION "0.1.0" /* as in meson.build; a test holds them together */
 
-/* One method of a kind: its params come from core tables (quant methods, samplers). */
+typedef struct sv_task sv_task;
+
+/* One method of a kind: its params come from core tables (quant methods, samplers). What is NULL is as the kind has it. */
 typedef struct sv_method {
     const char *name, *summary;
     const qd_param *params;
+    const char *role; /* of the models it takes */
+    bool needs_data;  /* the job must name a data set; else it must not */
+    const char *const *drop_metrics;
+    /* What can be wrong with its params beyond their rows: models they name. May be NULL. */
+    qd_status (*check)(sv_store *store, const qd_params *p, char pointer[128], qd_err *err);
+    qd_status (*run)(sv_task *t, json_t **result, qd_err *err);
 } sv_method;
 
-typedef struct sv_task sv_task;
-
 /* A preset sets some parameters before the explicit ones: one row for each (preset, parameter). Rows whose parameter the chosen
- * method does not have are skipped. */
+ * method does not have are skipped, and rows for methods of another role. */
 typedef struct sv_preset {
     const char *preset, *param, *value;
+    const char *role; /* NULL = any */
 } sv_preset;
+bool sv_preset_fits(const sv_preset *p, const sv_method *m);
 
 typedef struct sv_kind {
     const char *name, *summary;          /* "quantize" */
     const sv_method *(*methods)(int *n); /* gathered from the core's tables */
-    const char *default_method;
-    const qd_param *params;   /* common to all methods of the kind (without "method") */
-    const char *const *roles; /* model roles it takes, NULL-terminated */
+    const char *default_method; /* for the roles that no method of its own names: of the others the first that fits */
+    const qd_param *params;     /* common to all methods of the kind (without "method") */
+    const char *const *roles;   /* model roles it takes, NULL-terminated */
     bool takes_bundle, takes_float;
     const sv_preset *presets; /* ends with preset NULL; may be NULL. The choice itself is the parameter "preset" */
     const char *const *drop_metrics; /* what max_drop may name, NULL-terminated; NULL = the kind knows no max_drop */
-    /* Runs on a worker thread. *result is a new JSON object. */
+    /* Runs on a worker thread. *result is a new JSON object. NULL where every method has its own. */
     qd_status (*run)(sv_task *t, json_t **result, qd_err *err);
 } sv_kind;
 extern const sv_kind *const sv_kinds[]; /* NULL-terminated: kinds.c */
@@ -62,7 +70,8 @@ json_t *sv_kind_schema(const sv_kind *k);
 struct sv_task {
     const sv_job_row *job;
     const sv_model_row *model;
-    qd_params *params; /* kind's and method's rows together */
+    const sv_dataset_row *dataset; /* NULL = none */
+    qd_params *params;             /* kind's and method's rows together */
     const sv_method *method;
     qd_run run; /* progress, metric, layer, warn go to the event log; cancel, threads, budget, seed set */
     const sv_settings *settings;
@@ -72,7 +81,8 @@ struct sv_task {
     const char *error_code; /* what a failed run is called, instead of the name of its status; NULL = that */
     json_t *error_figures;  /* goes into the error object; owned */
 };
-char *sv_task_model_path(const sv_task *t); /* absolute; qd_free */
+char *sv_task_model_path(const sv_task *t);                         /* absolute; qd_free */
+char *sv_task_file_path(const sv_task *t, const sv_model_row *row); /* the same of any row */
 /* Publish: the file moves into the job's artifact folder under its hash, row and event are written. */
 qd_status sv_task_artifact(sv_task *t, const char *name, const char *mime, const char *scratch_path, qd_err *err);
 /* A picture made by the job: PNG bytes on disk, row, event, and a binary frame to live listeners. kind 1 sample, 2 pair. */
@@ -101,6 +111,7 @@ qd_status sv_jobs_request_cancel(sv_store *store, sv_workers *w, sv_bus *bus, co
 /* The job as API.md shows it (new reference). */
 json_t *sv_job_json(sv_store *store, const sv_job_row *j);
 json_t *sv_model_json(const sv_model_row *m);
+json_t *sv_dataset_json(const sv_dataset_row *d);
 
 /* Run one job in this process without a server or queue: `quantd run job.json`. */
 qd_status sv_run_once(const sv_settings *settings, const char *job_path, const char *out_dir, qd_err *err);
@@ -108,6 +119,10 @@ qd_status sv_run_once(const sv_settings *settings, const char *job_path, const c
 /* Look into an uploaded file or folder and say what it is: format, role, summary (JSON text, qd_free). */
 qd_status sv_model_inspect(const char *path, const sv_settings *settings, char **format, char **role, char **summary,
                            qd_err *err);
+
+/* The same of a data set; role "labelled" or "unlabelled". */
+qd_status sv_dataset_inspect(const char *path, const sv_settings *settings, char **format, char **role, char **summary,
+                             qd_err *err);
 
 /* Publish on the bus what the log of a job holds past `after`, in order. For whoever changed a job's state in the store. */
 void sv_publish_since(sv_store *store, sv_bus *bus, const char *job_id, int64_t after);

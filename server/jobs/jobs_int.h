@@ -2,10 +2,13 @@
 #ifndef SV_JOBS_JOBS_INT_H
 #define SV_JOBS_JOBS_INT_H
 
+#include "base/fs.h"
 #include "data/data.h"
 #include "diffusion/diffusion.h"
 #include "jobs/jobs.h"
+#include "metrics/metrics.h"
 #include "model/model.h"
+#include "quant/quant.h"
 
 /* --- rows (validate.c) --- */
 
@@ -100,6 +103,68 @@ void sv_clocked_clear(sv_clocked *c);
 qd_predictor sv_clocked_predictor(sv_clocked *c);
 double sv_now_s(void);                   /* monotonic seconds */
 double sv_median(double *values, int n); /* sorts; NAN of nothing; the lower one of two in the middle */
+
+/* --- dataset.c --- */
+/* A file or folder as a row names it: any format of the core, or tensors "images" and "labels" in a safetensors file. */
+qd_status sv_dataset_open(const char *path, const sv_settings *s, qd_budget *budget, qd_dataset **out, qd_err *err);
+
+/* --- classify.c: what quantize and evaluate of classifiers have in common --- */
+extern const qd_param sv_classify_rows[]; /* limit, batch */
+
+typedef struct sv_classify {
+    qd_model *model;
+    qd_graph *graph;
+    qd_classifier net;
+    float *logits;  // [count, classes], once it has answered
+    double seconds; /* in the network, for all pictures */
+} sv_classify;
+qd_status sv_classify_open(const char *path, const qd_run *run, sv_classify *c, qd_err *err);
+void sv_classify_clear(sv_classify *c);
+/* How many pictures params.limit leaves. */
+int64_t sv_classify_count(const qd_params *p, const qd_dataset *d);
+/* The logits of the first pictures, by params mean, std, limit and batch. */
+qd_status sv_classify_answer(sv_classify *c, const qd_dataset *d, const qd_params *p, const char *phase,
+                             const qd_run *run, qd_err *err);
+/* Shares of `count` pictures, 0..1; by_class [classes] (right answers of each label's pictures, NAN where there are none) may be NULL. */
+typedef struct sv_accuracy {
+    int64_t right;
+    double top1, top5;
+} sv_accuracy;
+sv_accuracy sv_classify_accuracy(const sv_classify *c, const qd_dataset *d, int64_t count, double *by_class);
+double sv_classify_agreement(const sv_classify *a, const sv_classify *b, int64_t count);
+
+/* --- quantized.c: what every quantization leaves --- */
+typedef struct sv_quantized {
+    sv_task *t;
+    const qd_model *source; /* lent: what its configuration was */
+    qd_quant_report report;
+    char *bundle; /* path in the attempt's folder */
+    char sha256[QD_SHA256_HEX];
+    uint64_t file_bytes; /* of the bundle */
+    int layers_quantized, layers_float;
+} sv_quantized;
+qd_status sv_quantized_init(sv_quantized *w, sv_task *t, qd_err *err);
+void sv_quantized_clear(sv_quantized *w);
+/* Runs the method and writes the bundle. */
+qd_status sv_quantized_make(sv_quantized *w, const qd_quant_task *task, qd_err *err);
+/* Proof that nothing was lost: what was read back, saved again, gives the same bytes. */
+qd_status sv_quantized_check(sv_quantized *w, const qd_model *read_back, qd_err *err);
+json_t *sv_quantized_figures(const sv_quantized *w);
+/* report.json: the method's report, the figures, and the entries of `more` (may be NULL). */
+qd_status sv_quantized_report(const sv_quantized *w, const json_t *figures, const json_t *more, qd_err *err);
+/* Hands out the bundle and registers it; its id goes into figures. */
+qd_status sv_quantized_publish(const sv_quantized *w, json_t *figures, qd_err *err);
+/* The value of a parameter that not every method has. */
+int64_t sv_param_or(const qd_params *p, const char *name, int64_t otherwise);
+void sv_put_figure(json_t *o, const char *name, double v);
+/* What the job says in max_drop: the metric (in `metric`) and its value; NULL when it says nothing. */
+const char *sv_max_drop(const sv_job_row *job, char metric[32], double *value);
+
+/* --- quantize_denoiser.c, quantize_classifier.c --- */
+extern const qd_param sv_denoiser_params[];
+extern const char *const sv_denoiser_drop_metrics[], *const sv_classifier_drop_metrics[];
+qd_status sv_quantize_denoiser(sv_task *t, json_t **result, qd_err *err);
+qd_status sv_quantize_classifier(sv_task *t, json_t **result, qd_err *err);
 
 /* --- pairs.c: the same noise through the float and the quantized model --- */
 enum { SV_PAIRS_MAX = 64 };

@@ -5,9 +5,9 @@
 
 #include "jobs/jobs_int.h"
 
-extern const sv_kind sv_kind_quantize, sv_kind_sample;
+extern const sv_kind sv_kind_quantize, sv_kind_sample, sv_kind_evaluate;
 
-const sv_kind *const sv_kinds[] = { &sv_kind_quantize, &sv_kind_sample, NULL };
+const sv_kind *const sv_kinds[] = { &sv_kind_quantize, &sv_kind_sample, &sv_kind_evaluate, NULL };
 
 const sv_kind *sv_kind_find(const char *name)
 {
@@ -25,6 +25,11 @@ const sv_method *sv_method_find(const sv_kind *k, const char *name)
         if (strcmp(all[i].name, name) == 0)
             return &all[i];
     return NULL;
+}
+
+bool sv_preset_fits(const sv_preset *p, const sv_method *m)
+{
+    return qd_param_find(m->params, p->param) && (!p->role || !m->role || strcmp(p->role, m->role) == 0);
 }
 
 /* A value of a row written as text, as JSON. */
@@ -94,7 +99,7 @@ static json_t *presets_json(const sv_kind *k, const sv_method *m)
             one = json_object();
             json_object_set_new(all, p->preset, one);
         }
-        if (row)
+        if (sv_preset_fits(p, m))
             json_object_set_new(one, p->param, typed(row, p->value));
     }
     return all;
@@ -119,8 +124,13 @@ json_t *sv_kind_schema(const sv_kind *k)
         json_object_set_new(
             properties, "method",
             json_pack("{s:s, s:s, s:s}", "type", "string", "const", all[i].name, "description", all[i].summary));
-        json_array_append_new(methods, json_pack("{s:s, s:s, s:o, s:o}", "name", all[i].name, "summary", all[i].summary,
-                                                 "params", schema, "presets", presets_json(k, &all[i])));
+        json_t *o = json_pack("{s:s, s:s, s:o, s:o, s:b}", "name", all[i].name, "summary", all[i].summary, "params",
+                              schema, "presets", presets_json(k, &all[i]), "needs_dataset", all[i].needs_data);
+        if (all[i].role)
+            json_object_set_new(o, "model_role", json_string(all[i].role));
+        if (all[i].drop_metrics)
+            json_object_set_new(o, "max_drop_metrics", names(all[i].drop_metrics));
+        json_array_append_new(methods, o);
     }
     json_t *o = json_pack("{s:s, s:s, s:s, s:s, s:o, s:b, s:b, s:o}", "object", "kind", "name", k->name, "summary",
                           k->summary, "default_method", k->default_method, "model_roles", names(k->roles),

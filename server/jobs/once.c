@@ -89,7 +89,7 @@ static qd_status list_tree(const char *path, const char *name, qd_buf *list, int
     return st;
 }
 
-/* The hash a model is known by: of the file, or of the list of a folder's files. */
+/* The hash a model or data set is known by: of the file, or of the list of a folder's files. */
 static qd_status hash_model(const char *path, char hash[QD_SHA256_HEX], int64_t *bytes, qd_err *err)
 {
     qd_buf list;
@@ -106,7 +106,18 @@ static qd_status hash_model(const char *path, char hash[QD_SHA256_HEX], int64_t 
     return st;
 }
 
-static qd_status add_model(const sv_settings *s, sv_store *store, const char *path, sv_model_row *out, qd_err *err)
+/* What a file is registered by: models and data sets have rows of one shape. */
+typedef struct shelf {
+    const char *noun, *prefix;
+    qd_status (*inspect)(const char *path, const sv_settings *s, char **format, char **role, char **summary,
+                         qd_err *err);
+    qd_status (*add)(sv_store *s, const sv_model_row *row, sv_model_row *out, bool *existing, qd_err *err);
+} shelf;
+static const shelf models = { "model", "mdl_", sv_model_inspect, sv_models_add };
+static const shelf datasets = { "dataset", "dst_", sv_dataset_inspect, sv_datasets_add };
+
+static qd_status add_file(const shelf *f, const sv_settings *s, sv_store *store, const char *path, sv_model_row *out,
+                          qd_err *err)
 {
     sv_model_row row = { .created_ms = sv_now_ms() };
     char hash[QD_SHA256_HEX], id[40];
@@ -115,25 +126,25 @@ static qd_status add_model(const sv_settings *s, sv_store *store, const char *pa
     char *full = realpath(path, NULL);
 
     if (!full)
-        return qd_fail(err, QD_E_NOT_FOUND, "model '%s': %s", path, strerror(errno));
+        return qd_fail(err, QD_E_NOT_FOUND, "%s '%s': %s", f->noun, path, strerror(errno));
     row.path = qd_strdup(full);
     const char *base = strrchr(full, '/');
     row.name = qd_strdup(base ? base + 1 : full);
     free(full);
-    st = sv_model_inspect(path, s, &row.format, &row.role, &row.summary, err);
+    st = f->inspect(path, s, &row.format, &row.role, &row.summary, err);
     if (st)
         goto out;
     st = hash_model(path, hash, &row.size_bytes, err);
     if (st)
         goto out;
-    sv_id_new(id, "mdl_");
+    sv_id_new(id, f->prefix);
     row.id = qd_strdup(id);
     row.sha256 = qd_strdup(hash);
     row.job_id = qd_strdup("");
     if (!row.path || !row.name || !row.id || !row.sha256 || !row.job_id)
-        st = qd_fail(err, QD_E_NOMEM, "no memory for model '%s'", path);
+        st = qd_fail(err, QD_E_NOMEM, "no memory for %s '%s'", f->noun, path);
     else
-        st = sv_models_add(store, &row, out, &existing, err);
+        st = f->add(store, &row, out, &existing, err);
 out:
     sv_model_row_clear(&row);
     return st;
@@ -168,7 +179,7 @@ static qd_status read_body(const char *path, json_t **out, qd_err *err)
 
 static qd_status submit(const sv_settings *s, sv_store *store, json_t *body, sv_job_row *claimed, qd_err *err)
 {
-    sv_model_row model = { 0 };
+    sv_model_row model = { 0 }, dataset = { 0 };
     sv_job_row parsed = { 0 }, added = { 0 };
     char pointer[128];
     bool existing;
@@ -177,10 +188,17 @@ static qd_status submit(const sv_settings *s, sv_store *store, json_t *body, sv_
     const char *path = json_string_value(json_object_get(body, "model"));
     if (!path)
         return qd_fail(err, QD_E_INVALID, "the job's \"model\" must be the path of a model file or folder");
-    st = add_model(s, store, path, &model, err);
+    st = add_file(&models, s, store, path, &model, err);
     if (st)
         goto out;
     json_object_set_new(body, "model", json_string(model.id));
+    path = json_string_value(json_object_get(body, "dataset"));
+    if (path) {
+        st = add_file(&datasets, s, store, path, &dataset, err);
+        if (st)
+            goto out;
+        json_object_set_new(body, "dataset", json_string(dataset.id));
+    }
     json_object_del(body, "run_at");
     if ((st = sv_job_parse(store, body, &parsed, pointer, err)) ||
         (st = sv_jobs_add(store, &parsed, NULL, &added, &existing, err)))
@@ -189,6 +207,7 @@ static qd_status submit(const sv_settings *s, sv_store *store, json_t *body, sv_
 out:
     sv_job_row_clear(&parsed);
     sv_job_row_clear(&added);
+    sv_model_row_clear(&dataset);
     sv_model_row_clear(&model);
     return st;
 }

@@ -18,10 +18,15 @@ char *sv_data_path(const sv_settings *s, const char *a, const char *b)
     return b ? qd_asprintf("%s/%s/%s", s->data_dir, a, b) : qd_asprintf("%s/%s", s->data_dir, a);
 }
 
+char *sv_task_file_path(const sv_task *t, const sv_model_row *row)
+{
+    /* `quantd run` works on files where they lie. */
+    return row->path[0] == '/' ? qd_strdup(row->path) : sv_data_path(t->settings, row->path, NULL);
+}
+
 char *sv_task_model_path(const sv_task *t)
 {
-    /* `quantd run` works on a model where it lies. */
-    return t->model->path[0] == '/' ? qd_strdup(t->model->path) : sv_data_path(t->settings, t->model->path, NULL);
+    return sv_task_file_path(t, t->model);
 }
 
 void sv_task_error(sv_task *t, const char *code, json_t *figures)

@@ -298,29 +298,35 @@ static qd_status read_run_at(const json_t *body, int64_t now, sv_job_row *j, cha
     return QD_OK;
 }
 
-/* max_drop {"metric", "value"}: the figure of the result measured against the float model must not fall below value. Both
- * metrics measure likeness to the float model, whose own figure is infinite, so the allowed drop is named by where it ends. */
-static qd_status check_drop(const sv_kind *k, const json_t *body, char pointer[POINTER_SIZE], qd_err *err)
+/* max_drop {"metric", "value"}. In dB: the figure of the result measured against the float model must not fall below value; the float
+ * model's own figure is infinite, so the allowed drop is named by where it ends. Else: at most so many points of 100 are lost. */
+static qd_status check_drop(const sv_kind *k, const sv_method *m, const json_t *body, char pointer[POINTER_SIZE],
+                            qd_err *err)
 {
+    const char *const *metrics = m->drop_metrics ? m->drop_metrics : k->drop_metrics;
     const json_t *drop = json_object_get(body, "max_drop");
     if (!drop || json_is_null(drop))
         return QD_OK;
-    if (!k->drop_metrics)
+    if (!metrics)
         return refuse(pointer, "/max_drop", err, "kind '%s' takes no max_drop", k->name);
     const char *metric = json_string_value(json_object_get(drop, "metric"));
     const json_t *value = json_object_get(drop, "value");
     int at = 0;
-    while (metric && k->drop_metrics[at] && strcmp(k->drop_metrics[at], metric) != 0)
+    while (metric && metrics[at] && strcmp(metrics[at], metric) != 0)
         at++;
-    if (!metric || !k->drop_metrics[at]) {
+    if (!metric || !metrics[at]) {
         char known[128] = "";
-        for (int i = 0; k->drop_metrics[i]; i++)
-            snprintf(known + strlen(known), sizeof known - strlen(known), "%s%s", i ? ", " : "", k->drop_metrics[i]);
+        for (int i = 0; metrics[i]; i++)
+            snprintf(known + strlen(known), sizeof known - strlen(known), "%s%s", i ? ", " : "", metrics[i]);
         return refuse(pointer, "/max_drop/metric", err, "max_drop.metric must be one of %s", known);
     }
     if (!json_is_number(value) || fabs(json_number_value(value)) > 1000)
-        return refuse(pointer, "/max_drop/value", err, "max_drop.value must be a number of dB, the lowest %s accepted",
-                      metric);
+        return strstr(metric, "_db")
+                   ? refuse(pointer, "/max_drop/value", err,
+                            "max_drop.value must be a number of dB, the lowest %s accepted", metric)
+                   : refuse(pointer, "/max_drop/value", err,
+                            "max_drop.value must be a number of points of 100, the largest loss of %s accepted",
+                            metric);
     if (json_object_size(drop) != 2)
         return refuse(pointer, "/max_drop", err, "max_drop has the fields metric and value, nothing else");
     return QD_OK;
@@ -340,7 +346,7 @@ static qd_status check_metadata(const json_t *body, char pointer[POINTER_SIZE], 
 }
 
 /* The model must exist, play a role the kind takes, and be float or quantized as the kind wants. */
-static qd_status check_model(sv_store *store, const sv_kind *k, const json_t *body, char **id,
+static qd_status check_model(sv_store *store, const sv_kind *k, const sv_method *m, const json_t *body, char **id,
                              char pointer[POINTER_SIZE], qd_err *err)
 {
     sv_model_row row = { 0 };
@@ -364,6 +370,11 @@ static qd_status check_model(sv_store *store, const sv_kind *k, const json_t *bo
                     row.role, k->name, k->roles[0]);
         goto out;
     }
+    if (m->role && strcmp(m->role, row.role) != 0) {
+        st = refuse(pointer, "/params/method", err, "model '%.80s' is a %s; method '%s' takes a %s",
+                    json_string_value(v), row.role, m->name, m->role);
+        goto out;
+    }
     summary = sv_json_read(row.summary);
     const bool quantized = json_is_true(json_object_get(summary, "quantized"));
     if (quantized ? !k->takes_bundle : !k->takes_float) {
@@ -379,6 +390,35 @@ out:
     return st;
 }
 
+/* A data set where the method needs one, and nowhere else. */
+static qd_status check_dataset(sv_store *store, const sv_kind *k, const sv_method *m, const json_t *body, char **id,
+                               char pointer[POINTER_SIZE], qd_err *err)
+{
+    sv_dataset_row row = { 0 };
+    const json_t *v = json_object_get(body, "dataset");
+    const bool given = v && !json_is_null(v);
+    if (given && !m->needs_data)
+        return refuse(pointer, "/dataset", err, "method '%s' of kind '%s' takes no dataset", m->name, k->name);
+    if (!given && m->needs_data)
+        return refuse(pointer, "/dataset", err, "method '%s' of kind '%s' needs a dataset: its id or name", m->name,
+                      k->name);
+    if (!given) {
+        *id = qd_strdup("");
+        return *id ? QD_OK : qd_fail(err, QD_E_NOMEM, "no memory for a job");
+    }
+    if (!json_is_string(v))
+        return refuse(pointer, "/dataset", err, "dataset must be the id or name of a data set");
+    const qd_status st = sv_datasets_get(store, json_string_value(v), &row, err);
+    if (st == QD_E_NOT_FOUND)
+        return refuse(pointer, "/dataset", err, "data set '%.80s' does not exist", json_string_value(v));
+    if (st)
+        return st;
+    *id = row.id;
+    row.id = NULL;
+    sv_model_row_clear(&row);
+    return QD_OK;
+}
+
 /* The params as given, without the method, with the preset's values under those not given. NULL when out of memory. */
 static json_t *preset_params(const sv_kind *k, const sv_method *m, const json_t *params)
 {
@@ -388,7 +428,7 @@ static json_t *preset_params(const sv_kind *k, const sv_method *m, const json_t 
     for (const sv_preset *p = chosen ? k->presets : NULL; p && p->preset; p++) {
         const qd_param *row = qd_param_find(m->params, p->param);
         const json_t *given = json_object_get(o, p->param);
-        if (strcmp(p->preset, chosen) != 0 || !row || (given && !json_is_null(given)))
+        if (strcmp(p->preset, chosen) != 0 || !sv_preset_fits(p, m) || (given && !json_is_null(given)))
             continue;
         json_object_set_new(o, p->param,
                             row->type == QD_PARAM_INT      ? json_integer(strtoll(p->value, NULL, 10))
@@ -398,15 +438,36 @@ static json_t *preset_params(const sv_kind *k, const sv_method *m, const json_t 
     return o;
 }
 
-static qd_status find_method(const sv_kind *k, const json_t *params, const sv_method **m, char pointer[POINTER_SIZE],
-                             qd_err *err)
+/* The method of a job that names none: the kind's default, or else the first for models of this role. */
+static const char *default_method(sv_store *store, const sv_kind *k, const json_t *body)
 {
+    sv_model_row row = { 0 };
+    const char *name = k->default_method, *model = json_string_value(json_object_get(body, "model"));
+    const sv_method *usual = sv_method_find(k, name);
+    if (!model || !usual || !usual->role || sv_models_get(store, model, &row, NULL))
+        return name; /* what is wrong with the model is told when it is checked */
+    int n = 0;
+    const sv_method *all = k->methods(&n);
+    for (int i = 0; i < n && strcmp(usual->role, row.role) != 0; i++) {
+        if (all[i].role && strcmp(all[i].role, row.role) == 0) {
+            name = all[i].name;
+            break;
+        }
+    }
+    sv_model_row_clear(&row);
+    return name;
+}
+
+static qd_status find_method(sv_store *store, const sv_kind *k, const json_t *body, const sv_method **m,
+                             char pointer[POINTER_SIZE], qd_err *err)
+{
+    const json_t *params = json_object_get(body, "params");
     const json_t *v = json_object_get(params, "method");
     if (params && !json_is_object(params) && !json_is_null(params))
         return refuse(pointer, "/params", err, "params must be an object");
     if (v && !json_is_string(v) && !json_is_null(v))
         return refuse(pointer, "/params/method", err, "params.method must be text");
-    const char *name = json_is_string(v) ? json_string_value(v) : k->default_method;
+    const char *name = json_is_string(v) ? json_string_value(v) : default_method(store, k, body);
     *m = sv_method_find(k, name);
     if (*m)
         return QD_OK;
@@ -445,23 +506,20 @@ qd_status sv_job_parse(sv_store *store, const json_t *body, sv_job_row *out, cha
     if (!json_is_object(body))
         return refuse(pointer, "", err, "a job is a JSON object");
     if ((st = check_fields(body, pointer, err)) || (st = find_kind(body, &k, pointer, err)) ||
-        (st = find_method(k, json_object_get(body, "params"), &m, pointer, err)) ||
+        (st = find_method(store, k, body, &m, pointer, err)) ||
         (st = read_int(body, "priority", -1000, 1000, &priority, pointer, err)) ||
         (st = read_int(body, "time_limit_s", 1, TIME_LIMIT_MAX_S, &j.time_limit_s, pointer, err)) ||
-        (st = read_run_at(body, j.created_ms, &j, pointer, err)) || (st = check_drop(k, body, pointer, err)) ||
+        (st = read_run_at(body, j.created_ms, &j, pointer, err)) || (st = check_drop(k, m, body, pointer, err)) ||
         (st = check_metadata(body, pointer, err)))
         return st;
-    const json_t *dataset = json_object_get(body, "dataset");
-    if (dataset && !json_is_null(dataset))
-        return refuse(pointer, "/dataset", err, "kind '%s' takes no dataset", k->name);
-
     const json_t *raw = json_object_get(body, "params");
     given = preset_params(k, m, json_is_object(raw) ? raw : NULL);
     st = sv_params_from_json(given, (const qd_param *const[]){ m->params, k->params, NULL }, &params, pointer, err);
     if (st)
         goto out;
-    st = check_model(store, k, body, &j.model_id, pointer, err);
-    if (st)
+    if ((st = check_model(store, k, m, body, &j.model_id, pointer, err)) ||
+        (st = check_dataset(store, k, m, body, &j.dataset_id, pointer, err)) ||
+        (st = m->check ? m->check(store, params, pointer, err) : QD_OK))
         goto out;
 
     filled = sv_params_to_json(params);

@@ -13,6 +13,7 @@ void sv_job_row_clear(sv_job_row *j)
     qd_free(j->method);
     qd_free(j->status);
     qd_free(j->model_id);
+    qd_free(j->dataset_id);
     qd_free(j->body);
     qd_free(j->params);
     qd_free(j->metadata);
@@ -60,6 +61,7 @@ qd_status sv_job_read(sqlite3_stmt *q, sv_job_row *out, qd_err *err)
         .lease_until_ms = sqlite3_column_int64(q, 23),
         .fence = sqlite3_column_int64(q, 24),
         .last_seq = sqlite3_column_int64(q, 25),
+        .dataset_id = sv_column_text(q, 26, &nomem),
     };
 
     if (nomem) {
@@ -134,11 +136,15 @@ static qd_status add_check(sv_conn *c, const sv_job_row *j, const char *id, qd_e
 
     if (!st && gone)
         st = qd_fail(err, QD_E_CONFLICT, "a job '%s' existed and was deleted; ids are not used twice", id);
-    /* Here, in the transaction: the model may have been deleted since the request was checked. */
+    /* Here, in the transaction: what the job uses may have been deleted since the request was checked. */
     if (!st && j->model_id && j->model_id[0])
         st = sv_get_int(c, "SELECT n FROM models WHERE id = ?1", SV_ARGS(SV_TEXT(j->model_id)), &n, &there, err);
     if (!st && !there)
         st = qd_fail(err, QD_E_NOT_FOUND, "there is no model '%s'", j->model_id);
+    if (!st && j->dataset_id && j->dataset_id[0])
+        st = sv_get_int(c, "SELECT n FROM datasets WHERE id = ?1", SV_ARGS(SV_TEXT(j->dataset_id)), &n, &there, err);
+    if (!st && !there)
+        st = qd_fail(err, QD_E_NOT_FOUND, "there is no data set '%s'", j->dataset_id);
     return st;
 }
 
@@ -150,11 +156,12 @@ static qd_status add_insert(sv_conn *c, const sv_job_row *j, const char *id, int
     st = sv_exec(
         c,
         "INSERT INTO jobs (id, kind, method, status, model_id, body, params, metadata, priority, max_attempts, created_ms,"
-        " run_at_ms, time_limit_s, last_seq) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, 1)",
+        " run_at_ms, time_limit_s, dataset_id, last_seq)"
+        " VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, 1)",
         SV_ARGS(SV_TEXT(id), SV_TEXT(j->kind), SV_TEXT(j->method), SV_TEXT(later ? "scheduled" : "queued"),
                 SV_TEXT(j->model_id), SV_TEXT(or_empty_object(j->body)), SV_TEXT(or_empty_object(j->params)),
                 SV_TEXT(or_empty_object(j->metadata)), SV_INT(j->priority), SV_INT(j->max_attempts), SV_INT(now),
-                SV_INT(j->run_at_ms), SV_INT(j->time_limit_s)),
+                SV_INT(j->run_at_ms), SV_INT(j->time_limit_s), SV_TEXT(j->dataset_id)),
         NULL, err);
     if (!st)
         st = sv_event_insert(c, id, 1, 0, "state", later ? "{\"status\":\"scheduled\"}" : "{\"status\":\"queued\"}",

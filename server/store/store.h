@@ -1,4 +1,4 @@
-/* store.h - the only SQL in the house: models, jobs, events, samples, artifacts in one SQLite file (WAL, synchronous=FULL).
+/* store.h - the only SQL in the house: models, data sets, jobs, events, samples, artifacts in one SQLite file (WAL, synchronous=FULL).
  *
  * Every call runs on the calling thread's own connection, opened on first use and closed when the thread ends. Writes are short
  * BEGIN IMMEDIATE transactions with a busy timeout. Rows are copied out; text is never NULL unless said, owned by the struct and
@@ -43,20 +43,28 @@ void sv_model_row_clear(sv_model_row *m);
 qd_status sv_models_add(sv_store *s, const sv_model_row *m, sv_model_row *out, bool *existing, qd_err *err);
 qd_status sv_models_get(sv_store *s, const char *id_or_name, sv_model_row *out,
                         qd_err *err); /* NOT_FOUND; newest of that name */
-qd_status sv_models_delete(sv_store *s, const char *id, bool *last_of_blob,
-                           qd_err *err); /* CONFLICT when an unfinished job uses it */
+/* CONFLICT when an unfinished job uses it. Nothing else of its table, and nothing at all, has these bytes any more: *last, *last_of_blob
+ * (either may be NULL). */
+qd_status sv_models_delete(sv_store *s, const char *id, bool *last, bool *last_of_blob, qd_err *err);
 
 bool sv_models_pruned(sv_store *s, const char *id);
+
+/* --- data sets: the same kind of row; format as in data/readers.c, role "labelled" or "unlabelled" --- */
+typedef sv_model_row sv_dataset_row;
+qd_status sv_datasets_add(sv_store *s, const sv_dataset_row *d, sv_dataset_row *out, bool *existing, qd_err *err);
+qd_status sv_datasets_get(sv_store *s, const char *id_or_name, sv_dataset_row *out, qd_err *err);
+qd_status sv_datasets_delete(sv_store *s, const char *id, bool *last, bool *last_of_blob, qd_err *err);
+bool sv_datasets_pruned(sv_store *s, const char *id);
 
 /* --- jobs --- */
 typedef struct sv_job_row {
     char *id, *kind, *method, *status; /* API.md 3 */
-    char *model_id;
-    char *body;           /* the accepted request, canonical JSON */
-    char *params;         /* JSON object, all values filled in */
-    char *metadata;       /* JSON object */
-    char *error, *result; /* JSON or "" */
-    char *phase, *item;   /* last progress */
+    char *model_id, *dataset_id;       /* dataset_id: "" = none */
+    char *body;                        /* the accepted request, canonical JSON */
+    char *params;                      /* JSON object, all values filled in */
+    char *metadata;                    /* JSON object */
+    char *error, *result;              /* JSON or "" */
+    char *phase, *item;                /* last progress */
     int64_t done, total;
     int priority, attempt, max_attempts;
     int64_t created_ms, started_ms, finished_ms, run_at_ms, cancel_requested_ms; /* 0 = not yet */
@@ -111,6 +119,7 @@ typedef struct sv_list_query {
 } sv_list_query;
 qd_status sv_jobs_list(sv_store *s, const sv_list_query *q, sv_job_row **rows, int *n, bool *more, qd_err *err);
 qd_status sv_models_list(sv_store *s, const sv_list_query *q, sv_model_row **rows, int *n, bool *more, qd_err *err);
+qd_status sv_datasets_list(sv_store *s, const sv_list_query *q, sv_dataset_row **rows, int *n, bool *more, qd_err *err);
 qd_status sv_attempts_list(sv_store *s, const char *job_id, sv_attempt_row **rows, int *n, qd_err *err);
 void sv_job_rows_free(sv_job_row *rows, int n);
 void sv_model_rows_free(sv_model_row *rows, int n);

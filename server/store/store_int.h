@@ -74,9 +74,10 @@ qd_status sv_event_insert(sv_conn *c, const char *job_id, int64_t seq, int attem
 qd_status sv_job_refused(sv_conn *c, const char *id, int64_t fence, qd_err *err);
 
 /* The columns of sv_job_row, in the order that sv_job_read expects. */
-#define SV_JOB_COLUMNS                                                                                                         \
-    "id, kind, method, status, model_id, body, params, metadata, error, result, phase, item, done, total, priority, attempt, " \
-    "max_attempts, created_ms, started_ms, finished_ms, run_at_ms, cancel_requested_ms, time_limit_s, lease_until_ms, fence, last_seq"
+#define SV_JOB_COLUMNS                                                                                                                   \
+    "id, kind, method, status, model_id, body, params, metadata, error, result, phase, item, done, total, priority, attempt, "           \
+    "max_attempts, created_ms, started_ms, finished_ms, run_at_ms, cancel_requested_ms, time_limit_s, lease_until_ms, fence, last_seq, " \
+    "dataset_id"
 qd_status sv_job_read(sqlite3_stmt *q, sv_job_row *out, qd_err *err);
 
 /* States that never change again. A constant of SQL text, so that indexes and statements agree. */

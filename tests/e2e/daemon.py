@@ -119,7 +119,7 @@ class Daemon:
     def files(self):
         """Every file below the data directory that holds strangers' bytes."""
         out = []
-        for part in ("tmp", "blobs", "models"):
+        for part in ("tmp", "blobs", "models", "datasets"):
             for base, _, names in os.walk(os.path.join(self.dir, "data", part)):
                 out += [os.path.join(base, n) for n in names]
         return out

@@ -63,7 +63,7 @@ static void try_fields(char *const line[8])
             must(v == 5);
         sv_list_has(line[i], "quantd.v1");
         sv_content_type_is(line[i], "application/json");
-        sv_model_name_ok(line[i]);
+        sv_upload_name_ok(line[i]);
         sv_json_depth_ok(line[i], strlen(line[i]), 3);
     }
 }

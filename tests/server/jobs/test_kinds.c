@@ -85,7 +85,13 @@ static void every_row_is_whole(void **state)
         const sv_method *methods = kind->methods(&n);
         assert_ptr_equal(sv_kind_find(kind->name), kind);
         assert_true(n > 0);
-        assert_non_null(kind->run);
+        for (int m = 0; m < n; m++) {
+            assert_true(kind->run || methods[m].run);
+            int at = 0;
+            while (methods[m].role && kind->roles[at] && strcmp(kind->roles[at], methods[m].role) != 0)
+                at++;
+            assert_non_null(kind->roles[at]); /* its role is one of the kind's */
+        }
         assert_non_null(kind->summary);
         assert_non_null(kind->roles[0]);
         assert_true(kind->takes_bundle || kind->takes_float);

@@ -378,15 +378,15 @@ static void models_live_and_die(void **state)
     job.model_id = a.id;
     check_ok(sv_jobs_add(s, &job, NULL, &row, NULL, &err), &err);
     sv_job_row_clear(&row);
-    check_fails(sv_models_delete(s, a.id, &last, &err), QD_E_CONFLICT, "1 unfinished job", &err);
+    check_fails(sv_models_delete(s, a.id, NULL, &last, &err), QD_E_CONFLICT, "1 unfinished job", &err);
     check_ok(sv_jobs_cancel(s, "job_1", 5, &row, &err), &err);
     sv_job_row_clear(&row);
-    check_ok(sv_models_delete(s, a.id, &last, &err), &err);
+    check_ok(sv_models_delete(s, a.id, NULL, &last, &err), &err);
     assert_false(last); /* "other" has the same bytes */
     assert_true(sv_models_pruned(s, a.id));
-    check_ok(sv_models_delete(s, b.id, &last, &err), &err);
+    check_ok(sv_models_delete(s, b.id, NULL, &last, &err), &err);
     assert_true(last);
-    check_fails(sv_models_delete(s, b.id, &last, &err), QD_E_NOT_FOUND, b.id, &err);
+    check_fails(sv_models_delete(s, b.id, NULL, &last, &err), QD_E_NOT_FOUND, b.id, &err);
     sv_model_row_clear(&a);
     sv_model_row_clear(&b);
     sv_store_close(s);
