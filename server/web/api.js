@@ -32,11 +32,11 @@ export async function remove(path) {
   return answer(await fetch(path, { method: 'DELETE', headers: { Accept: 'application/json' } }));
 }
 
-/** Upload one file with progress; fetch cannot report it. */
-export function upload(name, file, onProgress) {
+/** Upload one file to 'models' or 'datasets' with progress; fetch cannot report it. */
+export function upload(kind, name, file, onProgress) {
   return new Promise((resolve, reject) => {
     const x = new XMLHttpRequest();
-    x.open('PUT', `/v1/models/${encodeURIComponent(name)}`);
+    x.open('PUT', `/v1/${kind}/${encodeURIComponent(name)}`);
     x.setRequestHeader('Accept', 'application/json');
     x.setRequestHeader('Content-Type', 'application/octet-stream');
     x.upload.onprogress = (e) => e.lengthComputable && onProgress(e.loaded, e.total);

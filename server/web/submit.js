@@ -29,40 +29,55 @@ export function newPage(main, wantedModel) {
   let gone = false;
 
   async function open() {
-    const [kinds, models] = await Promise.all([get('/v1/kinds'), get('/v1/models?limit=100')]);
+    const [kinds, models, datasets] = await Promise.all([get('/v1/kinds'), get('/v1/models?limit=100'), get('/v1/datasets?limit=100')]);
     if (gone) return;
     let fields = [];
     const model = h('select', { id: 'model', required: true },
       models.data.map((m) => h('option', { value: m.id, selected: m.id === wantedModel }, `${m.name || m.id} (${describe(m)})`)));
     const chosen = () => models.data.find((m) => m.id === model.value);
-    const kind = h('select', { id: 'kind', onchange: methods }, kinds.data.map((k) => h('option', { value: k.name }, k.name)));
+    const kind = h('select', { id: 'kind', onchange: methods });
     const method = h('select', { id: 'method', onchange: params });
+    const dataset = h('select', { id: 'dataset' }, datasets.data.map((x) => h('option', { value: x.id }, `${x.name || x.id} (${x.summary?.count ?? '?'} images)`)));
+    const datasetField = h('div', { class: 'field' }, h('label', { for: 'dataset' }, 'dataset'), dataset,
+      h('small', { class: 'muted' }, datasets.data.length ? '' : 'None yet: drop one on the Models page, or curl -T FILE /v1/datasets/NAME'));
     const about = h('p', { class: 'muted' });
     const basics = h('div', { class: 'fields' });
     const error = h('p', { class: 'problem', hidden: true, role: 'alert' });
     const current = () => kinds.data.find((k) => k.name === kind.value);
+    const currentMethod = () => current().methods.find((x) => x.name === method.value);
 
+    // Only what fits the chosen model is offered.
+    function fits(k) {
+      const m = chosen();
+      return m && k.model_roles.includes(m.role) && (m.format === 'bundle' ? k.takes_quantized : k.takes_float);
+    }
+    function kindsOf() {
+      const was = kind.value;
+      replace(kind, kinds.data.filter(fits).map((k) => h('option', { value: k.name, selected: k.name === was }, k.name)));
+      methods();
+    }
     function methods() {
-      replace(method, current().methods.map((m) => h('option', { value: m.name, selected: m.name === current().default_method }, m.name)));
+      const k = current();
+      if (!k) { replace(method); replace(basics); fields = []; about.textContent = 'Nothing here can be done with this model.'; return; }
+      const some = k.methods.filter((m) => !m.model_role || m.model_role === chosen().role);
+      replace(method, some.map((m) => h('option', { value: m.name, selected: m.name === k.default_method }, m.name)));
       params();
     }
     function params() {
-      const m = current().methods.find((x) => x.name === method.value);
+      const m = currentMethod();
       about.textContent = `${current().summary} ${m.summary}`;
+      datasetField.hidden = !m.needs_dataset;
       fields = Object.entries(m.params.properties).filter(([n]) => n !== 'method').map(([n, s]) => field(n, s));
       replace(basics, fields.map((f) => f.el));
     }
-    model.addEventListener('change', () => {
-      kind.value = chosen()?.format === 'bundle' ? 'sample' : 'quantize';
-      methods();
-    });
-    if (chosen()?.format === 'bundle') kind.value = 'sample';
-    methods();
+    model.addEventListener('change', kindsOf);
+    kindsOf();
 
     form.onsubmit = async (e) => {
       e.preventDefault();
       error.hidden = true;
       const body = { kind: kind.value, model: model.value, params: { method: method.value } };
+      if (currentMethod()?.needs_dataset && dataset.value) body.dataset = dataset.value;
       for (const f of fields) {
         const v = valueOf(f);
         if (v !== undefined) body.params[f.name] = v;
@@ -83,14 +98,15 @@ export function newPage(main, wantedModel) {
       h('div', { class: 'fields' },
         h('div', { class: 'field' }, h('label', { for: 'model' }, 'model'), model),
         h('div', { class: 'field' }, h('label', { for: 'kind' }, 'kind'), kind),
-        h('div', { class: 'field' }, h('label', { for: 'method' }, 'method'), method)),
+        h('div', { class: 'field' }, h('label', { for: 'method' }, 'method'), method),
+        datasetField),
       about,
       h('details', { open: true }, h('summary', {}, 'Parameters'), basics),
       error,
       h('button', { class: 'primary', type: 'submit', disabled: models.data.length === 0 }, 'Submit'));
   }
 
-  replace(main, h('h1', {}, 'New job'), dropZone((m) => { location.hash = `#/new?model=${m.id}`; }), form);
+  replace(main, h('h1', {}, 'New job'), dropZone('models', (m) => { location.hash = `#/new?model=${m.id}`; }), form);
   open().catch((e) => toast(e.message));
   return () => { gone = true; };
 }
