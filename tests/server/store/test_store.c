@@ -392,6 +392,54 @@ static void models_live_and_die(void **state)
     sv_store_close(s);
 }
 
+/* Names, ids and jobs of their own; bytes may be shared with a model. */
+static void datasets_are_a_table_of_their_own(void **state)
+{
+    char path[512];
+    qd_err err = { 0 };
+    sv_store *s = store_fresh(path);
+    sv_model_row in = model_words("same", "aaaa"), model, a, got, *rows;
+    sv_job_row job, row;
+    bool existing, last, last_of_blob, more;
+    int n;
+
+    check_ok(sv_models_add(s, &in, &model, &existing, &err), &err);
+    in.id = W("");
+    check_ok(sv_datasets_add(s, &in, &a, &existing, &err), &err);
+    assert_false(existing);
+    assert_int_equal(strncmp(a.id, "dst_", 4), 0);
+    check_ok(sv_datasets_get(s, "same", &got, &err), &err);
+    assert_string_equal(got.id, a.id);
+    sv_model_row_clear(&got);
+    check_fails(sv_datasets_get(s, model.id, &got, &err), QD_E_NOT_FOUND, "no data set", &err);
+    check_fails(sv_models_get(s, a.id, &got, &err), QD_E_NOT_FOUND, "no model", &err);
+    check_ok(sv_datasets_list(s, &(sv_list_query){ .limit = 5 }, &rows, &n, &more, &err), &err);
+    assert_int_equal(n, 1);
+    assert_string_equal(rows[0].id, a.id);
+    sv_model_rows_free(rows, n);
+
+    job = job_words("job_1", "{}");
+    job.dataset_id = W("dst_none");
+    check_fails(sv_jobs_add(s, &job, NULL, &row, NULL, &err), QD_E_NOT_FOUND, "no data set 'dst_none'", &err);
+    job.dataset_id = a.id;
+    check_ok(sv_jobs_add(s, &job, NULL, &row, NULL, &err), &err);
+    assert_string_equal(row.dataset_id, a.id);
+    sv_job_row_clear(&row);
+    check_fails(sv_datasets_delete(s, a.id, &last, &last_of_blob, &err), QD_E_CONFLICT, "used by 1 unfinished job",
+                &err);
+    check_ok(sv_jobs_cancel(s, "job_1", 5, &row, &err), &err);
+    sv_job_row_clear(&row);
+    check_ok(sv_datasets_delete(s, a.id, &last, &last_of_blob, &err), &err);
+    assert_true(last);
+    assert_false(last_of_blob); /* the model has the same bytes */
+    assert_true(sv_datasets_pruned(s, a.id));
+    check_ok(sv_models_delete(s, model.id, &last, &last_of_blob, &err), &err);
+    assert_true(last && last_of_blob);
+    sv_model_row_clear(&a);
+    sv_model_row_clear(&model);
+    sv_store_close(s);
+}
+
 /* --- what a job leaves --- */
 
 static void samples_and_artifacts(void **state)
@@ -616,6 +664,7 @@ int main(void)
         cmocka_unit_test(delete_leaves_a_tombstone),
         cmocka_unit_test(lists_filter_and_continue),
         cmocka_unit_test(models_live_and_die),
+        cmocka_unit_test(datasets_are_a_table_of_their_own),
         cmocka_unit_test(samples_and_artifacts),
         cmocka_unit_test(numbers_have_no_gaps_under_four_writers),
         cmocka_unit_test(out_of_memory),
