@@ -1,4 +1,4 @@
-/* api_jobs.c - jobs: submit, wait, list, cancel, forget. What a job said and made is in api_results.c. */
+/* api_jobs.c - jobs: submit, wait, list, cancel, try again, forget. What a job said and made is in api_results.c. */
 #include "http/http_int.h"
 
 #include <stdio.h>
@@ -100,6 +100,14 @@ static bool wait_begin(sv_request *q, const sv_job_row *job, int seconds)
     return true;
 }
 
+/* A new row: listeners hear of it, and a worker looks. */
+static void announce(sv_http *h, const sv_job_row *job)
+{
+    sv_publish_since(h->o.store, h->o.bus, job->id, 0);
+    if (h->o.workers)
+        sv_workers_wake(h->o.workers);
+}
+
 static bool client_id_ok(const char *id)
 {
     const size_t n = strlen(id);
@@ -128,13 +136,56 @@ static void reply_refused(sv_request *q, qd_status st, const qd_err *err, const 
         sv_reply_error(q, st, err, NULL);
 }
 
+/* The body as a row for the store; false with a problem made. */
+static bool parse_job(sv_request *q, sv_job_row *out)
+{
+    char pointer[128] = "";
+    qd_err err = { 0 };
+    json_t *body = sv_request_json(q);
+    if (!body)
+        return false;
+    const qd_status st = sv_job_parse(q->http->o.store, body, out, pointer, &err);
+    json_decref(body);
+    if (st == QD_E_NOT_FOUND)
+        sv_reply_problem(q, SV_P_INVALID_PARAM, pointer, "%s", err.text);
+    else if (st)
+        sv_reply_error(q, st, &err, pointer);
+    return st == QD_OK;
+}
+
+/* Kept with the job, to be compared with what came out. A job without one is a job all the same. */
+static char *estimate_text(const sv_http *h, const sv_job_row *row)
+{
+    json_t *o = NULL;
+    if (sv_job_estimate(h->o.store, h->o.settings, row, &o, NULL))
+        return NULL;
+    qd_buf text;
+    const bool ok = sv_json_dump(o, &text);
+    json_decref(o);
+    return ok ? qd_buf_take(&text, NULL) : NULL;
+}
+
+void sv_post_estimate(sv_request *q)
+{
+    sv_job_row row = { 0 };
+    qd_err err = { 0 };
+    json_t *o = NULL;
+    if (!parse_job(q, &row))
+        return;
+    const qd_status st = sv_job_estimate(q->http->o.store, q->http->o.settings, &row, &o, &err);
+    if (st)
+        sv_reply_error(q, st, &err, NULL);
+    else
+        sv_reply_json(q, 200, o);
+    sv_job_row_clear(&row);
+}
+
 static void submit(sv_request *q, const char *client_id)
 {
     sv_http *h = q->http;
     const char *key = sv_request_field(q, "Idempotency-Key");
     const int seconds = sv_prefer_wait(sv_request_field(q, "Prefer"));
     sv_job_row row = { 0 }, job = { 0 };
-    char pointer[128] = "";
     qd_err err = { 0 };
     bool existing = false;
 
@@ -146,18 +197,10 @@ static void submit(sv_request *q, const char *client_id)
         sv_reply_problem(q, SV_P_BAD_REQUEST, NULL, "Idempotency-Key must be 1 to 255 visible ASCII characters");
         return;
     }
-    json_t *body = sv_request_json(q);
-    if (!body)
+    qd_status st;
+    if (!parse_job(q, &row))
         return;
-    qd_status st = sv_job_parse(h->o.store, body, &row, pointer, &err);
-    json_decref(body);
-    if (st) {
-        if (st == QD_E_NOT_FOUND)
-            sv_reply_problem(q, SV_P_INVALID_PARAM, pointer, "%s", err.text);
-        else
-            sv_reply_error(q, st, &err, pointer);
-        return;
-    }
+    row.estimate = estimate_text(h, &row);
     if (client_id) {
         qd_free(row.id);
         row.id = qd_strdup(client_id);
@@ -172,9 +215,7 @@ static void submit(sv_request *q, const char *client_id)
         sv_reply_field(q, "Idempotency-Replayed", "true");
     } else {
         sv_log(SV_INFO, "job_added", "request", q->id, "job", job.id, "kind", job.kind, "method", job.method, NULL);
-        sv_publish_since(h->o.store, h->o.bus, job.id, 0);
-        if (h->o.workers)
-            sv_workers_wake(h->o.workers);
+        announce(h, &job);
     }
     if (seconds < 0 || sv_job_over(&job) || !wait_begin(q, &job, seconds))
         reply_job(q, &job);
@@ -297,6 +338,29 @@ void sv_cancel_job(sv_request *q)
         sv_log(SV_INFO, "cancel_requested", "request", q->id, "job", job.id, NULL);
         sv_reply_json(q, status, reply);
     }
+    sv_job_row_clear(&job);
+}
+
+void sv_retry_job(sv_request *q)
+{
+    sv_http *h = q->http;
+    sv_job_row old = { 0 }, job = { 0 };
+    qd_err err = { 0 };
+    bool existing = false;
+    if (!sv_find_job(q, q->captures[0], &old))
+        return;
+    const qd_status st = sv_jobs_retry(h->o.store, old.id, sv_now_ms(), &job, &existing, &err);
+    if (st) {
+        sv_reply_error(q, st, &err, NULL);
+        goto out;
+    }
+    if (!existing) {
+        sv_log(SV_INFO, "job_retried", "request", q->id, "job", job.id, "retry_of", old.id, NULL);
+        announce(h, &job);
+    }
+    reply_job(q, &job);
+out:
+    sv_job_row_clear(&old);
     sv_job_row_clear(&job);
 }
 

@@ -137,6 +137,23 @@ static void add_figure(qd_buf *b, const char *name, const char *type, const char
     qd_buf_addf(b, "# HELP %s %s\n# TYPE %s %s\n%s %.15g\n", name, help, name, type, name, value);
 }
 
+static void add_seconds(void *ctx, const sv_seconds_row *r)
+{
+    qd_buf *b = ctx;
+    int64_t n = 0;
+    for (int k = 0; k < SV_SECONDS_LIMITS; k++) {
+        n += r->jobs[k];
+        qd_buf_addf(b, "quantd_job_seconds_bucket{kind=\"%s\",method=\"%s\",le=\"%d\"} %lld\n", r->kind, r->method,
+                    sv_job_seconds_limits[k], (long long)n);
+    }
+    n += r->jobs[SV_SECONDS_LIMITS];
+    qd_buf_addf(b, "quantd_job_seconds_bucket{kind=\"%s\",method=\"%s\",le=\"+Inf\"} %lld\n", r->kind, r->method,
+                (long long)n);
+    qd_buf_addf(b, "quantd_job_seconds_sum{kind=\"%s\",method=\"%s\"} %.3f\n", r->kind, r->method,
+                (double)r->total_ms / 1000.0);
+    qd_buf_addf(b, "quantd_job_seconds_count{kind=\"%s\",method=\"%s\"} %lld\n", r->kind, r->method, (long long)n);
+}
+
 void sv_get_metrics(sv_request *q)
 {
     sv_http *h = q->http;
@@ -145,7 +162,11 @@ void sv_get_metrics(sv_request *q)
     tally t = { .text = &b };
     qd_buf_init(&b, 0);
     qd_buf_adds(&b, "# HELP quantd_jobs_total Jobs known, by kind and state.\n# TYPE quantd_jobs_total gauge\n");
-    const qd_status st = sv_jobs_counts(h->o.store, add_count, &t, &err);
+    qd_status st = sv_jobs_counts(h->o.store, add_count, &t, &err);
+    qd_buf_adds(&b, "# HELP quantd_job_seconds Running time of jobs that succeeded, by kind and method.\n"
+                    "# TYPE quantd_job_seconds histogram\n");
+    if (!st)
+        st = sv_jobs_seconds(h->o.store, add_seconds, &b, &err);
     if (st) {
         qd_buf_clear(&b);
         sv_reply_error(q, st, &err, NULL);

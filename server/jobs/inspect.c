@@ -69,8 +69,8 @@ static void count_nodes(const qd_graph *g, count *c)
     }
 }
 
-/* Multiply-adds for one picture. */
-static qd_status count_macs(const qd_graph *g, int64_t *macs, qd_err *err)
+/* Multiply-adds for one picture, and what it weighs. */
+static qd_status count_cost(const qd_graph *g, int64_t *macs, json_t *o, qd_err *err)
 {
     qd_shape shapes[QD_MAX_INPUTS];
     const int n = qd_graph_inputs(g);
@@ -82,7 +82,8 @@ static qd_status count_macs(const qd_graph *g, int64_t *macs, qd_err *err)
             if (shapes[k].dim[i] < 0)
                 shapes[k].dim[i] = 1;
     }
-    return qd_graph_cost(g, shapes, n, macs, err);
+    const qd_status st = qd_graph_cost(g, shapes, n, macs, err);
+    return st ? st : sv_weigh(g, shapes, n, o, err);
 }
 
 /* What a bundle says of itself. It is a stranger's text: shown, and never believed where the graph knows better. */
@@ -108,7 +109,7 @@ static qd_status describe(const qd_model *m, const qd_graph *g, qd_role role, js
 
     json_object_set_new(o, "ops", c.ops);
     count_nodes(g, &c);
-    st = count_macs(g, &macs, err);
+    st = count_cost(g, &macs, o, err);
     if (st)
         return st;
     if (m->config) {

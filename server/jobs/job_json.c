@@ -6,8 +6,6 @@
 #include "base/mem.h"
 #include "jobs/jobs_int.h"
 
-enum { HISTORY = 20 }; /* finished jobs looked at for an estimate */
-
 json_t *sv_json_number(double v)
 {
     return isfinite(v) ? json_real(v) : json_null();
@@ -42,41 +40,15 @@ static json_t *link_json(const char *id, const char *tail)
     return json_sprintf("/v1/jobs/%s%s", id, tail);
 }
 
-static int by_value(const void *a, const void *b)
-{
-    const int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
-    return (x > y) - (x < y);
-}
-
-/* Median and ninth decile of the running times of the last successful jobs like this one; false without any. */
-static bool history(sv_store *store, const sv_job_row *j, int64_t *p50, int64_t *p90)
-{
-    sv_job_row *rows = NULL;
-    int n = 0, m = 0;
-    bool more;
-    int64_t ms[HISTORY];
-    const sv_list_query q = { .status = "succeeded", .kind = j->kind, .limit = HISTORY };
-    if (sv_jobs_list(store, &q, &rows, &n, &more, NULL))
-        return false;
-    for (int k = 0; k < n; k++)
-        if (strcmp(rows[k].method, j->method) == 0 && rows[k].started_ms > 0)
-            ms[m++] = rows[k].finished_ms - rows[k].started_ms;
-    sv_job_rows_free(rows, n);
-    if (m == 0)
-        return false;
-    qsort(ms, (size_t)m, sizeof ms[0], by_value);
-    *p50 = ms[m / 2];
-    *p90 = ms[m * 9 / 10];
-    return true;
-}
-
 /* When it may start and end, judged by earlier jobs of the kind; null when nothing like it has ever finished. */
 static json_t *eta_json(sv_store *store, const sv_job_row *j, int64_t position)
 {
-    int64_t p50, p90;
+    double seconds50, seconds90;
+    int jobs;
     const int64_t now = sv_now_ms();
-    if (!store || !history(store, j, &p50, &p90))
+    if (!store || !sv_estimate_seconds(store, j, &seconds50, &seconds90, &jobs))
         return json_null();
+    const int64_t p50 = (int64_t)(seconds50 * 1000), p90 = (int64_t)(seconds90 * 1000);
     int64_t start = j->started_ms;
     if (position >= 0)
         start = (j->run_at_ms > now ? j->run_at_ms : now) + position * p50;
@@ -97,9 +69,10 @@ json_t *sv_job_json(sv_store *store, const sv_job_row *j)
                                  (json_int_t)j->done, "total", (json_int_t)j->total);
     if (j->item[0])
         json_object_set_new(progress, "layer", json_string(j->item));
-    json_t *links = json_pack("{s:o, s:o, s:o, s:o, s:o}", "self", link_json(j->id, ""), "events",
-                              link_json(j->id, "/events"), "cancel", link_json(j->id, "/cancel"), "samples",
-                              link_json(j->id, "/samples"), "artifacts", link_json(j->id, "/artifacts"));
+    json_t *links =
+        json_pack("{s:o, s:o, s:o, s:o, s:o, s:o}", "self", link_json(j->id, ""), "events", link_json(j->id, "/events"),
+                  "cancel", link_json(j->id, "/cancel"), "retry", link_json(j->id, "/retry"), "samples",
+                  link_json(j->id, "/samples"), "artifacts", link_json(j->id, "/artifacts"));
 
     json_t *o = json_object();
     json_object_set_new(o, "id", json_string(j->id));
@@ -111,9 +84,11 @@ json_t *sv_job_json(sv_store *store, const sv_job_row *j)
     json_object_set_new(o, "dataset", j->dataset_id[0] ? json_string(j->dataset_id) : json_null());
     json_object_set_new(o, "params", sv_json_read(j->params));
     json_object_set_new(o, "metadata", sv_json_read(j->metadata));
+    json_object_set_new(o, "retry_of", j->retry_of && j->retry_of[0] ? json_string(j->retry_of) : json_null());
     json_t *drop = json_object_get(body, "max_drop");
     if (json_is_object(drop))
         json_object_set(o, "max_drop", drop);
+    json_object_set_new(o, "estimate", sv_json_read(j->estimate));
     json_object_set_new(o, "priority", json_integer(j->priority));
     json_object_set_new(o, "position", position >= 0 ? json_integer(position) : json_null());
     json_object_set_new(o, "eta", waiting || running ? eta_json(store, j, position) : json_null());

@@ -108,6 +108,9 @@ qd_status sv_workers_reclaim(sv_store *store, int *reclaimed, qd_err *err);
 /* Cancel through store and workers; reply as API.md 3 says. http_status 200 or 202. */
 qd_status sv_jobs_request_cancel(sv_store *store, sv_workers *w, sv_bus *bus, const char *id, json_t **reply,
                                  int *http_status, qd_err *err);
+/* What a job that was parsed would cost: bytes, memory, seconds, what is not supported. From its model's summary and earlier jobs
+ * alone; nothing is opened or computed, so any thread may ask. *out is a new JSON object. */
+qd_status sv_job_estimate(sv_store *store, const sv_settings *s, const sv_job_row *j, json_t **out, qd_err *err);
 /* The job as API.md shows it (new reference). */
 json_t *sv_job_json(sv_store *store, const sv_job_row *j);
 json_t *sv_model_json(const sv_model_row *m);

@@ -6,6 +6,8 @@
 
 #define IDEMPOTENCY_KEPT_MS (24ll * 3600 * 1000) /* API.md 3 */
 
+static const char *const retryable[] = { "failed", "dead", "canceled" };
+
 void sv_job_row_clear(sv_job_row *j)
 {
     qd_free(j->id);
@@ -14,6 +16,8 @@ void sv_job_row_clear(sv_job_row *j)
     qd_free(j->status);
     qd_free(j->model_id);
     qd_free(j->dataset_id);
+    qd_free(j->retry_of);
+    qd_free(j->estimate);
     qd_free(j->body);
     qd_free(j->params);
     qd_free(j->metadata);
@@ -62,6 +66,8 @@ qd_status sv_job_read(sqlite3_stmt *q, sv_job_row *out, qd_err *err)
         .fence = sqlite3_column_int64(q, 24),
         .last_seq = sqlite3_column_int64(q, 25),
         .dataset_id = sv_column_text(q, 26, &nomem),
+        .retry_of = sv_column_text(q, 27, &nomem),
+        .estimate = sv_column_text(q, 28, &nomem),
     };
 
     if (nomem) {
@@ -156,12 +162,13 @@ static qd_status add_insert(sv_conn *c, const sv_job_row *j, const char *id, int
     st = sv_exec(
         c,
         "INSERT INTO jobs (id, kind, method, status, model_id, body, params, metadata, priority, max_attempts, created_ms,"
-        " run_at_ms, time_limit_s, dataset_id, last_seq)"
-        " VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, 1)",
+        " run_at_ms, time_limit_s, dataset_id, retry_of, estimate, last_seq)"
+        " VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, 1)",
         SV_ARGS(SV_TEXT(id), SV_TEXT(j->kind), SV_TEXT(j->method), SV_TEXT(later ? "scheduled" : "queued"),
                 SV_TEXT(j->model_id), SV_TEXT(or_empty_object(j->body)), SV_TEXT(or_empty_object(j->params)),
                 SV_TEXT(or_empty_object(j->metadata)), SV_INT(j->priority), SV_INT(j->max_attempts), SV_INT(now),
-                SV_INT(j->run_at_ms), SV_INT(j->time_limit_s), SV_TEXT(j->dataset_id)),
+                SV_INT(j->run_at_ms), SV_INT(j->time_limit_s), SV_TEXT(j->dataset_id), SV_TEXT(j->retry_of),
+                SV_TEXT(j->estimate)),
         NULL, err);
     if (!st)
         st = sv_event_insert(c, id, 1, 0, "state", later ? "{\"status\":\"scheduled\"}" : "{\"status\":\"queued\"}",
@@ -214,6 +221,77 @@ out:
     }
     if (existing)
         *existing = repeated;
+    *out = row;
+    return QD_OK;
+}
+
+/* The unfinished job that tries this one again, or `found` false. */
+static qd_status retry_find(sv_conn *c, const char *id, sv_job_row *out, bool *found, qd_err *err)
+{
+    sqlite3_stmt *q;
+    qd_status st = sv_query(
+        c, "SELECT " SV_JOB_COLUMNS " FROM jobs WHERE retry_of = ?1 AND retry_of <> '' AND status NOT IN " SV_FINAL,
+        SV_ARGS(SV_TEXT(id)), &q, err);
+
+    if (!st)
+        st = sv_step(c, q, found, err);
+    if (!st && *found)
+        st = sv_job_read(q, out, err);
+    return st;
+}
+
+static qd_status retry_check(const sv_job_row *old, qd_err *err)
+{
+    if (strcmp(old->status, "succeeded") == 0)
+        return qd_fail(err, QD_E_CONFLICT, "job '%s' succeeded: there is nothing to try again", old->id);
+    for (size_t i = 0; i < sizeof(retryable) / sizeof(retryable[0]); i++)
+        if (strcmp(old->status, retryable[i]) == 0)
+            return QD_OK;
+    return qd_fail(err, QD_E_CONFLICT, "job '%s' is %s: only a job that is over can be tried again", old->id,
+                   old->status);
+}
+
+qd_status sv_jobs_retry(sv_store *s, const char *id, int64_t now_ms, sv_job_row *out, bool *existing, qd_err *err)
+{
+    sv_conn *c;
+    sv_job_row old = { 0 }, row = { 0 };
+    char made[40];
+    bool found = false, repeated = false;
+    qd_status st = sv_conn_write(s, &c, err);
+
+    if (st)
+        return st;
+    st = job_find(c, id, &old, &found, err);
+    if (!st && !found)
+        st = qd_fail(err, QD_E_NOT_FOUND, "there is no job '%s'", id);
+    if (!st)
+        st = retry_check(&old, err);
+    if (!st)
+        st = retry_find(c, id, &row, &repeated, err);
+    if (st || repeated)
+        goto out;
+
+    sv_id_new(made, "job_");
+    st = add_check(c, &old, made, err);
+    if (st == QD_E_NOT_FOUND) /* the job is there, what it worked on is not */
+        st = qd_fail(err, QD_E_CONFLICT, "job '%s' cannot be tried again: its model or data set is gone", id);
+    if (st)
+        goto out;
+    /* At once, whenever the first one was scheduled for. The text is lent: the row is only read. */
+    sv_job_row again = old;
+    again.retry_of = old.id;
+    again.run_at_ms = 0;
+    st = add_insert(c, &again, made, now_ms, err);
+    if (!st)
+        st = job_find(c, made, &row, &found, err);
+out:
+    st = sv_conn_end(c, st, err);
+    sv_job_row_clear(&old);
+    if (st) {
+        sv_job_row_clear(&row);
+        return st;
+    }
+    *existing = repeated;
     *out = row;
     return QD_OK;
 }

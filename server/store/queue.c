@@ -110,6 +110,8 @@ static qd_status move_apply(sv_conn *c, const move *m, notes *list, int64_t *las
         if (!st && list)
             notes_add(list, m->id, seq - i, m->attempt, type, data, m->now_ms);
     }
+    if (!st && strcmp(m->status, "succeeded") == 0)
+        st = sv_seconds_count(c, m->id, m->now_ms, err);
     if (!st && last_seq)
         *last_seq = seq;
     qd_free(data);
@@ -139,10 +141,10 @@ static qd_status sweep(sv_conn *c, int64_t now_ms, notes *list, qd_err *err)
         const bool cancel = sqlite3_column_int64(q, 3) != 0;
         sqlite3_reset(q);
 
-        lost = qd_asprintf(
-            "{\"code\":\"worker_lost\",\"title\":\"Worker lost\",\"detail\":\"attempt %d stopped reporting and its lease "
-            "ran out\",\"retryable\":true}",
-            attempt);
+        lost =
+            qd_asprintf("{\"code\":\"worker_lost\",\"message\":\"attempt %d stopped reporting and its lease ran out\","
+                        "\"retryable\":true}",
+                        attempt);
         if (nomem || !lost)
             st = qd_fail(err, QD_E_NOMEM, "out of memory while collecting lost jobs");
         else

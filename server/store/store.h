@@ -60,6 +60,8 @@ bool sv_datasets_pruned(sv_store *s, const char *id);
 typedef struct sv_job_row {
     char *id, *kind, *method, *status; /* API.md 3 */
     char *model_id, *dataset_id;       /* dataset_id: "" = none */
+    char *retry_of;                    /* the job that this one tries again, or "" */
+    char *estimate;                    /* JSON object made when it was submitted, or "" */
     char *body;                        /* the accepted request, canonical JSON */
     char *params;                      /* JSON object, all values filled in */
     char *metadata;                    /* JSON object */
@@ -99,6 +101,10 @@ qd_status sv_jobs_requeue(sv_store *s, const char *id, int64_t fence, const char
                           qd_err *err);
 /* Queued: canceled at once. Running: cancel_requested_ms set. Final: nothing. *out is the row afterwards. */
 qd_status sv_jobs_cancel(sv_store *s, const char *id, int64_t now_ms, sv_job_row *out, qd_err *err);
+/* A final state never changes: a failed, dead or canceled job is tried again as a new job with the same body, for now, and retry_of.
+ * While that one is unfinished it is returned again (*existing). CONFLICT for a job that is not over, that succeeded, or whose model
+ * or data set is gone. */
+qd_status sv_jobs_retry(sv_store *s, const char *id, int64_t now_ms, sv_job_row *out, bool *existing, qd_err *err);
 qd_status sv_jobs_delete(sv_store *s, const char *id,
                          qd_err *err); /* only a finished one: else CONFLICT; leaves a tombstone (410) */
 bool sv_jobs_pruned(sv_store *s, const char *id);
@@ -166,5 +172,16 @@ void sv_artifact_row_clear(sv_artifact_row *a);
 /* Counts for /metrics: jobs by kind and status. fn is called once for each pair. */
 qd_status sv_jobs_counts(sv_store *s, void (*fn)(void *ctx, const char *kind, const char *status, int64_t n), void *ctx,
                          qd_err *err);
+
+/* How long the last attempts of jobs that succeeded ran. Only ever grows: deleted jobs stay counted. fn is called once for each kind
+ * and method; the row is lent. */
+enum { SV_SECONDS_LIMITS = 9 };
+extern const int sv_job_seconds_limits[SV_SECONDS_LIMITS]; // seconds, inclusive, rising
+typedef struct sv_seconds_row {
+    const char *kind, *method;
+    int64_t jobs[SV_SECONDS_LIMITS + 1]; /* by the first limit that the time fits under; the last: under none */
+    int64_t total_ms;
+} sv_seconds_row;
+qd_status sv_jobs_seconds(sv_store *s, void (*fn)(void *ctx, const sv_seconds_row *row), void *ctx, qd_err *err);
 
 #endif

@@ -70,6 +70,8 @@ qd_status sv_event_put(sv_conn *c, const char *job_id, int64_t fence, int attemp
 /* An event whose number was already taken from jobs.last_seq. */
 qd_status sv_event_insert(sv_conn *c, const char *job_id, int64_t seq, int attempt, const char *type, const char *data,
                           int64_t now_ms, qd_err *err);
+/* A job that succeeds now, into the histogram of its kind and method. (seconds.c) */
+qd_status sv_seconds_count(sv_conn *c, const char *job_id, int64_t now_ms, qd_err *err);
 /* Words for a write that matched no row: NOT_FOUND, or CONFLICT saying which fence and state stood in the way. */
 qd_status sv_job_refused(sv_conn *c, const char *id, int64_t fence, qd_err *err);
 
@@ -77,7 +79,7 @@ qd_status sv_job_refused(sv_conn *c, const char *id, int64_t fence, qd_err *err)
 #define SV_JOB_COLUMNS                                                                                                                   \
     "id, kind, method, status, model_id, body, params, metadata, error, result, phase, item, done, total, priority, attempt, "           \
     "max_attempts, created_ms, started_ms, finished_ms, run_at_ms, cancel_requested_ms, time_limit_s, lease_until_ms, fence, last_seq, " \
-    "dataset_id"
+    "dataset_id, retry_of, estimate"
 qd_status sv_job_read(sqlite3_stmt *q, sv_job_row *out, qd_err *err);
 
 /* States that never change again. A constant of SQL text, so that indexes and statements agree. */

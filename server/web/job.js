@@ -5,6 +5,7 @@ import { ago, bytes, count, fixed, h, pill, replace, seconds, setText, toast } f
 import { subscribe } from './live.js';
 
 const FINAL = new Set(['succeeded', 'failed', 'canceled', 'dead']);
+const RETRYABLE = new Set(['failed', 'canceled', 'dead']);
 
 function figure(label, value, note) {
   return h('div', { class: 'figure' }, h('b', {}, value), h('span', {}, label), note && h('small', { class: 'muted' }, note));
@@ -32,6 +33,8 @@ export function jobPage(main, id) {
   const title = h('h1', {}, 'Job');
   const state = h('span', {}, '');
   const cancel = h('button', { hidden: true, onclick: () => post(`/v1/jobs/${id}/cancel`).catch((e) => toast(e.message)) }, 'Cancel');
+  const retry = h('button', { hidden: true, onclick: () => post(`/v1/jobs/${id}/retry`).then((j) => { location.hash = `#/jobs/${j.id}`; }).catch((e) => toast(e.message)) }, 'Try again');
+  const origin = h('p', { class: 'muted', hidden: true });
   const bar = h('progress', { max: 1, value: 0, class: 'big', 'aria-label': 'progress' });
   const phase = h('p', { class: 'muted', 'aria-live': 'off' });
   const error = h('p', { class: 'problem', hidden: true });
@@ -61,6 +64,9 @@ export function jobPage(main, id) {
     setText(title, `${job.kind} · ${job.method ?? job.params?.method ?? ''}`);
     replace(state, pill(job.status));
     cancel.hidden = FINAL.has(job.status);
+    retry.hidden = !RETRYABLE.has(job.status);
+    origin.hidden = !job.retry_of;
+    if (job.retry_of) replace(origin, 'Tries ', h('a', { href: `#/jobs/${job.retry_of}`, class: 'mono' }, job.retry_of), ' again.');
     bar.hidden = job.status !== 'running';
     error.hidden = !job.error;
     if (job.error) error.textContent = `${job.error.code ?? 'error'}: ${job.error.message ?? job.error.detail ?? ''}`;
@@ -164,8 +170,8 @@ export function jobPage(main, id) {
 
   replace(main,
     h('p', { class: 'crumb' }, h('a', { href: '#/' }, 'Jobs'), ' / ', h('span', { class: 'mono' }, id)),
-    h('div', { class: 'bar' }, title, state, h('span', { class: 'grow' }), cancel),
-    bar, phase, error, facts, gallerySection, chartSection, layerSection, fileSection,
+    h('div', { class: 'bar' }, title, state, h('span', { class: 'grow' }), cancel, retry),
+    origin, bar, phase, error, facts, gallerySection, chartSection, layerSection, fileSection,
     h('section', {}, h('h2', {}, 'Settings'), params),
     h('section', {}, h('h2', {}, 'Log'), log));
 

@@ -5,6 +5,12 @@ import { subscribe } from './live.js';
 
 const FINAL = new Set(['succeeded', 'failed', 'canceled', 'dead']);
 
+/** What can still be done about a job: the name of the button and the path behind it. */
+function deed(job) {
+  if (!FINAL.has(job.status)) return ['Cancel', 'cancel'];
+  return job.status === 'succeeded' ? null : ['Try again', 'retry'];
+}
+
 export function jobsPage(main) {
   const rows = new Map(); // id -> {job, el, parts}
   const body = h('tbody');
@@ -44,9 +50,9 @@ export function jobsPage(main) {
         : job.error ? (job.error.message ?? job.error.detail ?? '') : '';
     setText(parts.phase, words.slice(0, 90));
     setText(parts.when, ago(job.finished_at || job.started_at || job.created_at));
-    const wantsCancel = !FINAL.has(job.status);
-    if (wantsCancel !== (parts.action.childElementCount > 0)) {
-      replace(parts.action, wantsCancel && h('button', { onclick: () => post(`/v1/jobs/${job.id}/cancel`).catch((e) => toast(e.message)) }, 'Cancel'));
+    const [name, path] = deed(job) ?? ['', ''];
+    if (name !== parts.action.textContent) {
+      replace(parts.action, name && h('button', { onclick: () => post(`/v1/jobs/${job.id}/${path}`).catch((e) => toast(e.message)) }, name));
     }
   }
 

@@ -88,6 +88,14 @@ def cancel_and_reconnect(d):
         b.run("[...document.querySelectorAll('tbody button')].find(x => x.innerText === 'Cancel').click()")
         b.wait("document.querySelector('.pill.canceled')", 20)
         assert d.job(job)["status"] == "canceled"
+        b.run("[...document.querySelectorAll('tbody button')].find(x => x.innerText === 'Try again').click()")
+        b.wait("document.querySelector('.pill.running')", 30)
+        again = d.get("/v1/jobs?limit=1").json()["data"][0]
+        assert again["retry_of"] == job, again
+        d.post(f"/v1/jobs/{again['id']}/cancel", {})
+        b.open(f"http://127.0.0.1:{d.port}/#/jobs/{again['id']}")
+        b.wait("document.querySelector('.pill.canceled')", 20)
+        b.wait(f"document.querySelector('a[href=\"#/jobs/{job}\"]') && ![...document.querySelectorAll('button')].find(x => x.innerText === 'Try again').hidden")
     finally:
         b.close()
 

@@ -35,6 +35,21 @@ def cancel_running_queued_and_done(d):
     assert d.wait(d.submit(model, QUICK))["status"] == "succeeded"
 
 
+def canceled_and_tried_again(d):
+    job = d.submit(d.upload_shipped(), LONG | {"steps": 20, "pairs": 2})
+    reach_running(d, job)
+    assert d.post(f"/v1/jobs/{job}/retry", {}).status == 409
+    d.post(f"/v1/jobs/{job}/cancel", {})
+    first = d.wait(job, 30)
+    r = d.post(f"/v1/jobs/{job}/retry", {})
+    assert r.status == 202 and r.headers["Location"] == "/v1/jobs/" + r.json()["id"], (r.status, r.body)
+    second = r.json()
+    assert second["retry_of"] == job and second["params"] == first["params"], second
+    assert d.post(f"/v1/jobs/{job}/retry", {}).json()["id"] == second["id"], "the same one while it is unfinished"
+    assert d.wait(second["id"])["status"] == "succeeded"
+    assert d.job(job) == first, "a final state never changes"
+
+
 def reports_within_a_second(d):
     job = d.submit(d.upload_shipped(), LONG)
     reach_running(d, job)
@@ -87,4 +102,4 @@ def sigterm_puts_the_job_back(d):
 if __name__ == "__main__":
     import os
     TIME_FACTOR = float(os.environ.get("QUANTD_TIME_FACTOR", "1"))
-    run(cancel_running_queued_and_done, reports_within_a_second, kill_nine_and_restart, sigterm_puts_the_job_back)
+    run(cancel_running_queued_and_done, canceled_and_tried_again, reports_within_a_second, kill_nine_and_restart, sigterm_puts_the_job_back)

@@ -77,6 +77,13 @@ def quantize_watch_download(d):
 
     r = final["result"]
     assert r["float_bytes"] > 3 * r["quantized_bytes"] > 0
+    # What was expected when it was submitted came out; and now there is experience.
+    expected = final["estimate"]
+    assert expected["output"]["float_bytes"] == r["float_bytes"]
+    assert abs(expected["output"]["quantized_bytes"] / r["quantized_bytes"] - 1) < 0.03, (expected, r)
+    assert expected["seconds"]["basis"] == "assumed"
+    later = d.post("/v1/estimates", {"kind": "quantize", "model": model, "params": QUICK}).json()
+    assert later["seconds"]["basis"] == "history" and later["seconds"]["p50"] > 0, later
     assert r["eps_sqnr_db"] > 20 and r["psnr_db_mean"] > 15
     assert r["seconds_per_image_float"] > 0 and r["seconds_per_image_int8"] > 0
 

@@ -595,13 +595,129 @@ static void files_in_pieces(void **state)
     server_stop(&s);
 }
 
+static void tried_again(void **state)
+{
+    server s;
+    char path[200], id[64], location[200];
+    qd_err err = { 0 };
+    server_start(&s, 1 << 20);
+    add_model(&s);
+    snprintf(id, sizeof id, "%s", submit(&s, 1));
+    snprintf(path, sizeof path, "/v1/jobs/%s/retry", id);
+    check_problem(ask(&s, "POST", path, NULL), 409, "conflict", "queued");
+    const int64_t fence = claim(&s, id);
+    check_problem(ask(&s, "POST", path, NULL), 409, "conflict", "running");
+    check_ok(sv_jobs_finish(s.store, id, fence, "failed", "{\"code\":\"x\"}", "", sv_now_ms(), NULL, &err), &err);
+
+    answer a = ask(&s, "POST", path, NULL);
+    assert_int_equal(a.status, 202);
+    assert_string_equal(text_of(&a, "status"), "queued");
+    assert_string_equal(text_of(&a, "retry_of"), id);
+    char second[64];
+    snprintf(second, sizeof second, "%s", text_of(&a, "id"));
+    assert_string_not_equal(second, id);
+    snprintf(location, sizeof location, "/v1/jobs/%s", second);
+    assert_string_equal(field(&a, "Location"), location);
+    json_t *o = json_of(&a);
+    assert_int_equal(json_integer_value(json_object_get(json_object_get(o, "params"), "seed")), 1);
+    json_decref(o);
+    answer_clear(&a);
+    a = ask(&s, "POST", path, NULL);
+    assert_int_equal(a.status, 202);
+    assert_string_equal(text_of(&a, "id"), second);
+    answer_clear(&a);
+
+    finish(&s, second, claim(&s, second));
+    snprintf(path, sizeof path, "/v1/jobs/%s/retry", second);
+    check_problem(ask(&s, "POST", path, NULL), 409, "conflict", "succeeded");
+    check_problem(ask(&s, "POST", "/v1/jobs/none/retry", NULL), 404, "not_found", "none");
+    check_problem(ask(&s, "GET", path, NULL), 405, "method_not_allowed", NULL);
+    server_stop(&s);
+}
+
+static void running_times_in_the_figures(void **state)
+{
+    server s;
+    qd_err err = { 0 };
+    server_start(&s, 1 << 20);
+    add_model(&s);
+    for (int k = 0; k < 2; k++) {
+        sv_job_row job = { 0 };
+        submit(&s, k);
+        check_ok(sv_jobs_claim(s.store, "test", 5000, 60000, &job, &err), &err);
+        check_ok(sv_jobs_finish(s.store, job.id, job.fence, "succeeded", "", "", 5000 + (k ? 7000 : 250), NULL, &err),
+                 &err);
+        sv_job_row_clear(&job);
+    }
+    answer a = ask(&s, "GET", "/metrics", NULL);
+    assert_int_equal(a.status, 200);
+    static const char *const lines[] = {
+        "# TYPE quantd_job_seconds histogram\n",
+        "quantd_job_seconds_bucket{kind=\"sample\",method=\"ddim\",le=\"1\"} 1\n",
+        "quantd_job_seconds_bucket{kind=\"sample\",method=\"ddim\",le=\"5\"} 1\n",
+        "quantd_job_seconds_bucket{kind=\"sample\",method=\"ddim\",le=\"15\"} 2\n",
+        "quantd_job_seconds_bucket{kind=\"sample\",method=\"ddim\",le=\"+Inf\"} 2\n",
+        "quantd_job_seconds_sum{kind=\"sample\",method=\"ddim\"} 7.250\n",
+        "quantd_job_seconds_count{kind=\"sample\",method=\"ddim\"} 2\n",
+    };
+    for (size_t k = 0; k < sizeof lines / sizeof lines[0]; k++)
+        if (!strstr(a.body.data, lines[k]))
+            fail_msg("no line %s in\n%s", lines[k], a.body.data);
+    answer_clear(&a);
+    server_stop(&s);
+}
+
+/* The same body, the same refusals, and nothing in the queue. */
+static void estimated_without_being_queued(void **state)
+{
+    server s;
+    char body[256];
+    server_start(&s, 1 << 20);
+    add_model(&s);
+    snprintf(body, sizeof body, GOOD, 1);
+    answer a = post_json(&s, "POST", "/v1/estimates", NULL, body);
+    assert_int_equal(a.status, 200);
+    assert_string_equal(text_of(&a, "object"), "estimate");
+    assert_string_equal(text_of(&a, "method"), "ddim");
+    json_t *o = json_of(&a);
+    /* This model's summary says nothing: neither do we. */
+    assert_true(json_is_null(json_object_get(o, "seconds")) && json_is_null(json_object_get(o, "output")));
+    assert_int_equal(json_integer_value(json_object_get(json_object_get(o, "memory"), "limit_bytes")), 1 << 30);
+    json_decref(o);
+    answer_clear(&a);
+    a = post_json(&s, "POST", "/v1/estimates", NULL,
+                  "{\"kind\":\"sample\",\"model\":\"den\",\"params\":{\"stpes\":1}}");
+    assert_string_equal(text_of(&a, "param"), "/params/stpes");
+    check_problem(a, 422, "invalid_param", "stpes");
+    a = ask(&s, "GET", "/v1/jobs", NULL);
+    o = json_of(&a);
+    assert_int_equal(json_array_size(json_object_get(o, "data")), 0);
+    json_decref(o);
+    answer_clear(&a);
+
+    /* A job keeps the estimate it was submitted with. */
+    a = post_json(&s, "POST", "/v1/jobs", NULL, body);
+    o = json_of(&a);
+    assert_string_equal(json_string_value(json_object_get(json_object_get(o, "estimate"), "object")), "estimate");
+    json_decref(o);
+    answer_clear(&a);
+    server_stop(&s);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(submitted_once),           cmocka_unit_test(listed_in_pages),
-        cmocka_unit_test(cancelled_and_forgotten),  cmocka_unit_test(waits_without_a_thread),
-        cmocka_unit_test(replayed_from_any_number), cmocka_unit_test(live_stream),
-        cmocka_unit_test(curves_and_layers),        cmocka_unit_test(files_in_pieces),
+        cmocka_unit_test(submitted_once),
+        cmocka_unit_test(listed_in_pages),
+        cmocka_unit_test(cancelled_and_forgotten),
+        cmocka_unit_test(waits_without_a_thread),
+        cmocka_unit_test(replayed_from_any_number),
+        cmocka_unit_test(live_stream),
+        cmocka_unit_test(curves_and_layers),
+        cmocka_unit_test(files_in_pieces),
+        cmocka_unit_test(tried_again),
+        cmocka_unit_test(running_times_in_the_figures),
+        cmocka_unit_test(estimated_without_being_queued),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -171,7 +171,9 @@ static void an_expired_lease_goes_back_then_fails(void **state)
     check_fails(claim(s, 4002, &row, &err), QD_E_NOT_FOUND, NULL, &err);
     check_ok(sv_jobs_get(s, "job_1", &row, &err), &err);
     assert_string_equal(row.status, "failed");
-    assert_non_null(strstr(row.error, "\"code\":\"worker_lost\""));
+    assert_string_equal(row.error,
+                        "{\"code\":\"worker_lost\",\"message\":\"attempt 2 stopped reporting and its lease ran "
+                        "out\",\"retryable\":true}");
     assert_int_equal(row.finished_ms, 4002);
     sv_job_row_clear(&row);
     check_fails(sv_jobs_finish(s, "job_1", second.fence, "succeeded", NULL, NULL, 1, &seq, &err), QD_E_CONFLICT,
@@ -402,6 +404,148 @@ static void no_job_is_claimed_twice(void **state)
     sv_store_close(c.store);
 }
 
+/* Adds a claimed job of this name and lets it end so. */
+static void run_to(sv_store *s, const char *id, const char *status)
+{
+    qd_err err = { 0 };
+    sv_job_row row = { 0 };
+
+    check_ok(claim(s, 2000, &row, &err), &err);
+    assert_string_equal(row.id, id);
+    check_ok(sv_jobs_finish(s, id, row.fence, status, "{\"code\":\"x\"}", NULL, 3000, NULL, &err), &err);
+    sv_job_row_clear(&row);
+}
+
+static void tried_again_as_another_job(void **state)
+{
+    static const char *const ends[] = { "failed", "dead", "canceled" };
+    char path[512], id[40], second[40];
+    qd_err err = { 0 };
+    sv_store *s = store_fresh(path);
+
+    for (int k = 0; k < 3; k++) {
+        sv_job_row old = { 0 }, row = { 0 }, again = { 0 };
+        bool existing = true;
+        snprintf(id, sizeof id, "job_%d", k);
+        sv_job_row in = job_words(id, "{\"kind\":\"sample\"}");
+        in.priority = 3;
+        check_ok(sv_jobs_add(s, &in, "key", &row, &existing, &err), &err);
+        sv_job_row_clear(&row);
+        check_fails(sv_jobs_retry(s, id, 1500, &row, &existing, &err), QD_E_CONFLICT, "is queued", &err);
+        run_to(s, id, ends[k]);
+
+        check_ok(sv_jobs_retry(s, id, 4000, &row, &existing, &err), &err);
+        assert_false(existing);
+        assert_string_equal(row.status, "queued");
+        assert_string_equal(row.retry_of, id);
+        assert_string_equal(row.body, "{\"kind\":\"sample\"}");
+        assert_string_equal(row.params, "{\"steps\":5}");
+        assert_int_equal(row.priority, 3);
+        assert_int_equal(row.attempt, 0);
+        assert_int_equal(row.created_ms, 4000);
+        assert_string_equal(job_log(s, row.id), "state:queued");
+        snprintf(second, sizeof second, "%s", row.id);
+
+        /* Once more while it waits or runs: the same. The old one is as it was. */
+        check_ok(sv_jobs_retry(s, id, 4001, &again, &existing, &err), &err);
+        assert_true(existing);
+        assert_string_equal(again.id, second);
+        sv_job_row_clear(&again);
+        check_ok(sv_jobs_get(s, id, &old, &err), &err);
+        assert_string_equal(old.status, ends[k]);
+        assert_int_equal(old.finished_ms, 3000);
+        assert_string_equal(old.retry_of, "");
+
+        run_to(s, second, "succeeded");
+        check_fails(sv_jobs_retry(s, second, 4002, &again, &existing, &err), QD_E_CONFLICT, "succeeded", &err);
+        check_ok(sv_jobs_retry(s, id, 4003, &again, &existing, &err), &err);
+        assert_false(existing);
+        assert_string_not_equal(again.id, second);
+        run_to(s, again.id, "failed");
+        check_ok(sv_jobs_delete(s, again.id, &err), &err);
+        check_ok(sv_jobs_delete(s, second, &err), &err);
+        check_ok(sv_jobs_delete(s, id, &err), &err);
+        sv_job_row_clear(&old);
+        sv_job_row_clear(&row);
+        sv_job_row_clear(&again);
+    }
+    check_fails(sv_jobs_retry(s, "job_9", 1, NULL, NULL, &err), QD_E_NOT_FOUND, "job_9", &err);
+    sv_store_close(s);
+}
+
+static void no_retry_without_its_model(void **state)
+{
+    char path[512];
+    qd_err err = { 0 };
+    sv_store *s = store_fresh(path);
+    sv_job_row in = job_words("job_1", "{}"), row = { 0 };
+    bool existing;
+    const sv_model_row model = { .id = W("mdl_1"),
+                                 .name = W("m"),
+                                 .sha256 = W("00"),
+                                 .path = W("p"),
+                                 .format = W("f"),
+                                 .role = W("denoiser"),
+                                 .summary = W("{}"),
+                                 .job_id = W(""),
+                                 .created_ms = 1 };
+    sv_model_row added = { 0 };
+
+    check_ok(sv_models_add(s, &model, &added, &existing, &err), &err);
+    sv_model_row_clear(&added);
+    in.model_id = W("mdl_1");
+    check_ok(sv_jobs_add(s, &in, NULL, &row, &existing, &err), &err);
+    sv_job_row_clear(&row);
+    run_to(s, "job_1", "failed");
+    check_ok(sv_models_delete(s, "mdl_1", NULL, NULL, &err), &err);
+    check_fails(sv_jobs_retry(s, "job_1", 4000, &row, &existing, &err), QD_E_CONFLICT, "model or data set is gone",
+                &err);
+    assert_null(row.id);
+    sv_store_close(s);
+}
+
+static void on_seconds(void *ctx, const sv_seconds_row *row)
+{
+    char *text = ctx;
+    size_t used = strlen(text);
+    used += (size_t)snprintf(text + used, 256 - used, "%s %s %d ms:", row->kind, row->method, (int)row->total_ms);
+    for (int k = 0; k <= SV_SECONDS_LIMITS; k++)
+        used += (size_t)snprintf(text + used, 256 - used, " %d", (int)row->jobs[k]);
+    snprintf(text + used, 256 - used, "\n");
+}
+
+/* Times on a limit and past the last one; a failure does not count; a deleted job still does. */
+static void running_times_are_counted(void **state)
+{
+    static const struct {
+        const char *method, *status;
+        int64_t ms;
+    } runs[] = { { "a", "succeeded", 1000 }, { "a", "succeeded", 1001 }, { "a", "succeeded", 90000000 },
+                 { "a", "failed", 5 },       { "b", "succeeded", 0 },    { "b", "succeeded", -1 } };
+    char path[512], id[40], text[256] = "";
+    qd_err err = { 0 };
+    sv_store *s = store_fresh(path);
+
+    check_ok(sv_jobs_seconds(s, on_seconds, text, &err), &err);
+    assert_string_equal(text, "");
+    for (size_t k = 0; k < sizeof runs / sizeof runs[0]; k++) {
+        sv_job_row row = { 0 };
+        bool existing;
+        snprintf(id, sizeof id, "job_%zu", k);
+        sv_job_row in = job_words(id, "{}");
+        in.method = W(runs[k].method);
+        check_ok(sv_jobs_add(s, &in, NULL, &row, &existing, &err), &err);
+        sv_job_row_clear(&row);
+        check_ok(claim(s, 2000, &row, &err), &err);
+        check_ok(sv_jobs_finish(s, id, row.fence, runs[k].status, NULL, NULL, 2000 + runs[k].ms, NULL, &err), &err);
+        check_ok(sv_jobs_delete(s, id, &err), &err);
+        sv_job_row_clear(&row);
+    }
+    check_ok(sv_jobs_seconds(s, on_seconds, text, &err), &err);
+    assert_string_equal(text, "sample a 90002001 ms: 1 1 0 0 0 0 0 0 0 1\nsample b 0 ms: 1 0 0 0 0 0 0 0 0 0\n");
+    sv_store_close(s);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -410,6 +554,8 @@ int main(void)
         cmocka_unit_test(lost_jobs_are_told),          cmocka_unit_test(shutdown_gives_the_attempt_back),
         cmocka_unit_test(an_error_waits_then_is_dead), cmocka_unit_test(cancel_in_every_state),
         cmocka_unit_test(finish_wants_a_final_state),  cmocka_unit_test(no_job_is_claimed_twice),
+        cmocka_unit_test(tried_again_as_another_job),  cmocka_unit_test(no_retry_without_its_model),
+        cmocka_unit_test(running_times_are_counted),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
