@@ -1,5 +1,4 @@
 /* classify.c - a classifier as jobs use it: opened, asked about the pictures of a data set, its answers counted. */
-#include <math.h>
 #include <string.h>
 
 #include "base/mem.h"
@@ -73,25 +72,21 @@ qd_status sv_classify_answer(sv_classify *c, const qd_dataset *d, const qd_param
     return qd_classify(&c->net, &job, run, c->logits, &c->seconds, err);
 }
 
-sv_accuracy sv_classify_accuracy(const sv_classify *c, const qd_dataset *d, int64_t count, double *by_class)
+sv_accuracy sv_classify_accuracy(const sv_classify *c, const qd_dataset *d, int64_t count, sv_class_count *by_class)
 {
     const int64_t classes = c->net.classes;
     int64_t right = 0, among_five = 0;
     for (int64_t k = 0; by_class && k < classes; k++)
-        by_class[k] = 0.0;
+        by_class[k] = (sv_class_count){ 0 };
     for (int64_t k = 0; k < count; k++) {
         const int label = qd_dataset_label(d, k);
         const int64_t rank = qd_rank(c->logits + k * classes, classes, label);
         right += rank == 0;
         among_five += rank < 5;
-        if (by_class && rank == 0)
-            by_class[label] += 1.0;
-    }
-    for (int64_t k = 0; by_class && k < classes; k++) {
-        int64_t of_class = 0;
-        for (int64_t i = 0; i < count; i++)
-            of_class += qd_dataset_label(d, i) == k;
-        by_class[k] = of_class ? by_class[k] / (double)of_class : (double)NAN;
+        if (by_class) {
+            by_class[label].count++;
+            by_class[label].right += rank == 0;
+        }
     }
     return (sv_accuracy){ .right = right,
                           .top1 = (double)right / (double)count,

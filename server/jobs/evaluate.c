@@ -1,5 +1,4 @@
 /* evaluate.c - the job that measures a model: accuracy of a classifier on a labelled data set. */
-#include <math.h>
 #include <pthread.h>
 #include <string.h>
 
@@ -54,13 +53,15 @@ typedef struct work {
     int64_t count;
 } work;
 
-static json_t *by_class_json(const work *w, const double *share)
+static json_t *by_class_json(const work *w, const sv_class_count *classes)
 {
     json_t *list = json_array();
     for (int64_t k = 0; k < w->model.net.classes; k++) {
-        json_t *o = json_pack("{s:I, s:o}", "class", (json_int_t)k, "top1", sv_json_number(share[k]));
-        if (w->data->class_name && k < w->data->classes && json_string(w->data->class_name[k]))
-            json_object_set_new(o, "name", json_string(w->data->class_name[k]));
+        const sv_class_count *c = &classes[k];
+        json_t *o = json_pack("{s:I, s:I, s:o}", "class", (json_int_t)k, "count", (json_int_t)c->count, "top1",
+                              c->count ? json_real((double)c->right / (double)c->count) : json_null());
+        if (w->data->class_name && k < w->data->classes)
+            json_object_set_new(o, "name", json_string(w->data->class_name[k])); /* left out where it is not UTF-8 */
         json_array_append_new(list, o);
     }
     return list;
@@ -68,13 +69,13 @@ static json_t *by_class_json(const work *w, const double *share)
 
 static qd_status table(const work *w, bool compared, json_t **out, qd_err *err)
 {
-    double *share = qd_calloc((size_t)w->model.net.classes, sizeof *share);
-    if (!share)
+    sv_class_count *classes = qd_calloc((size_t)w->model.net.classes, sizeof *classes);
+    if (!classes)
         return qd_fail(err, QD_E_NOMEM, "no memory for %lld classes", (long long)w->model.net.classes);
-    const sv_accuracy a = sv_classify_accuracy(&w->model, w->data, w->count, share);
+    const sv_accuracy a = sv_classify_accuracy(&w->model, w->data, w->count, classes);
     json_t *o = json_pack("{s:s, s:I, s:I, s:f, s:f, s:i, s:o}", "method", "accuracy", "count", (json_int_t)w->count,
                           "right", (json_int_t)a.right, "top1", a.top1, "top5", a.top5, "threads",
-                          qd_run_threads(&w->t->run), "by_class", by_class_json(w, share));
+                          qd_run_threads(&w->t->run), "by_class", by_class_json(w, classes));
     sv_put_figure(o, "images_per_second", (double)w->count / w->model.seconds);
     if (compared) {
         const sv_accuracy r = sv_classify_accuracy(&w->reference, w->data, w->count, NULL);
@@ -86,7 +87,7 @@ static qd_status table(const work *w, bool compared, json_t **out, qd_err *err)
         sv_put_figure(o, "logits_sqnr_db",
                       qd_sqnr_db(w->reference.logits, w->model.logits, w->count * w->model.net.classes));
     }
-    qd_free(share);
+    qd_free(classes);
     *out = o;
     return QD_OK;
 }

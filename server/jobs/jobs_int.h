@@ -21,15 +21,6 @@ json_t *sv_json_number(double v);       /* null when it is not finite */
 char *sv_json_text(const json_t *o);    /* canonical: sorted keys, no blanks; qd_free */
 json_t *sv_json_read(const char *text); /* an object, or null for "" and anything that is not JSON */
 
-/* --- estimate.c --- */
-/* Median and ninth decile of the running time, from `jobs` earlier jobs of its kind and method, stretched to its own work; false
- * when nothing like it has ever finished. */
-bool sv_estimate_seconds(sv_store *store, const sv_job_row *j, double *p50, double *p90, int *jobs); // seconds
-
-/* --- weigh.c --- */
-/* Adds to a model's summary what estimates need: "weights" by groups of layers, and "activation_bytes" for these input shapes. */
-qd_status sv_weigh(const qd_graph *g, const qd_shape *inputs, int n_inputs, json_t *o, qd_err *err);
-
 /* --- why a running job must stop --- */
 typedef enum sv_stop_why {
     SV_STOP_NONE,
@@ -134,12 +125,15 @@ int64_t sv_classify_count(const qd_params *p, const qd_dataset *d);
 /* The logits of the first pictures, by params mean, std, limit and batch. */
 qd_status sv_classify_answer(sv_classify *c, const qd_dataset *d, const qd_params *p, const char *phase,
                              const qd_run *run, qd_err *err);
-/* Shares of `count` pictures, 0..1; by_class [classes] (right answers of each label's pictures, NAN where there are none) may be NULL. */
+/* Shares of `count` pictures, 0..1; by_class [classes], by the label of the pictures, may be NULL. */
 typedef struct sv_accuracy {
     int64_t right;
     double top1, top5;
 } sv_accuracy;
-sv_accuracy sv_classify_accuracy(const sv_classify *c, const qd_dataset *d, int64_t count, double *by_class);
+typedef struct sv_class_count {
+    int64_t count, right;
+} sv_class_count;
+sv_accuracy sv_classify_accuracy(const sv_classify *c, const qd_dataset *d, int64_t count, sv_class_count *by_class);
 double sv_classify_agreement(const sv_classify *a, const sv_classify *b, int64_t count);
 
 /* --- quantized.c: what every quantization leaves --- */
