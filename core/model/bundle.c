@@ -126,8 +126,7 @@ static qd_status copy_foreign(qd_meta *dst, const qd_meta *src, qd_err *err)
     return QD_OK;
 }
 
-/* Codes of few bits as the bytes they are; any other tensor as it is. */
-static qd_tensor as_bytes(const qd_tensor *t)
+qd_tensor qd_weights_as_bytes(const qd_tensor *t)
 {
     qd_tensor u = *t;
     if (qd_dtype_bits(t->dtype) < 8) {
@@ -161,7 +160,7 @@ qd_status qd_bundle_save(const char *path, const qd_graph *g, const qd_meta *met
         if (!qd_utf8_valid(n->name))
             st = qd_fail(err, QD_E_INVALID, "the name of node %d is not UTF-8", k);
         else if (n->op == &qd_op_const) {
-            const qd_tensor t = as_bytes(&n->value);
+            const qd_tensor t = qd_weights_as_bytes(&n->value);
             st = qd_weights_add(w, n->name, &t, err);
         }
     }

@@ -45,6 +45,10 @@ qd_status qd_safetensors_parse(const void *data, size_t size, qd_weights **out, 
 qd_status qd_safetensors_save(const char *path, const qd_weights *w, const qd_meta *meta, char *sha256_hex,
                               qd_err *err);
 
+/* Codes of few bits (I4, I6), which safetensors has no word for, as U8 [rows, bytes of a row]; any other tensor as it is. A view
+ * without a reference of its own. */
+qd_tensor qd_weights_as_bytes(const qd_tensor *t);
+
 /* --- configuration files: a JSON object, read with typed getters --- */
 typedef struct qd_config qd_config;
 qd_status qd_config_parse(const char *text, size_t size, const char *origin, qd_config **out, qd_err *err);
@@ -87,6 +91,23 @@ extern const qd_format *const qd_formats[]; /* NULL-terminated */
 /* path: a folder (diffusers layout: config.json or unet/config.json, *.safetensors, scheduler) or a file. */
 qd_status qd_model_open(const char *path, qd_budget *budget, qd_model **out, qd_err *err);
 void qd_model_free(qd_model *m);
+
+/* --- files for others --- */
+
+/* A graph as an ONNX file of opset 13 or 21: names of inputs, outputs and constants stay. Integer layers become QuantizeLinear and
+ * DequantizeLinear around float ones (QDQ); weights of 4 bits travel as INT4 in opset 21, in 8 bits before; a map of fewer
+ * than 8 bits is held in its range by a Clip. QD_E_UNSUPPORTED names a node without a counterpart, QD_E_LIMIT a file over 2 GB. */
+qd_status qd_onnx_save(const char *path, const qd_graph *g, const char *name, int opset, char *sha256_hex, qd_err *err);
+/* The tensors of a graph under the names they had as floats, codes spelled out: the weight of a quantized layer is "<layer>.weight"
+ * again, halves of a split one joined. */
+qd_status qd_graph_float_weights(const qd_graph *g, qd_budget *budget, qd_weights **out, qd_err *err);
+/* The same tensors as GGUF version 3 (gguf.c): weights of layers in blocks, type "q8_0", "q4_0" or "auto" (4 bits where they have them).
+ * Codes stay as they are where a block has one scale; the scale becomes a half float. */
+qd_status qd_gguf_save(const char *path, const qd_graph *g, const qd_meta *meta, const char *type, qd_budget *budget,
+                       char *sha256_hex, qd_err *err);
+/* What such a file holds, as floats. parse: over borrowed bytes. meta may be NULL. */
+qd_status qd_gguf_open(const char *path, qd_budget *budget, qd_weights **out, qd_meta *meta, qd_err *err);
+qd_status qd_gguf_parse(const void *data, size_t size, qd_budget *budget, qd_weights **out, qd_meta *meta, qd_err *err);
 
 /* --- quantized bundle: one safetensors file holding codes, scales and float leftovers; its metadata holds the graph ("graph"),
  * and whatever the caller put into meta (config, scheduler_config, manifest, ..). Loading verifies the graph like any

@@ -45,8 +45,8 @@ static json_t *outputs_json(const qd_graph *g)
 
 typedef struct count {
     int layers, quantized;
-    int64_t activation_bits; /* the widest; 0 = none */
-    json_t *ops;             /* {"conv2d": 23, ..} */
+    int64_t weight_bits, activation_bits; /* of integer layers, the widest; 0 = none */
+    json_t *ops;                          /* {"conv2d": 23, ..} */
 } count;
 
 static bool is_layer(const qd_op *op)
@@ -61,7 +61,11 @@ static void count_nodes(const qd_graph *g, count *c)
         if (n->op == &qd_op_input || n->op == &qd_op_const)
             continue;
         c->layers += is_layer(n->op);
-        c->quantized += n->op == &qd_op_qconv2d || n->op == &qd_op_qlinear;
+        if (n->op == &qd_op_qconv2d || n->op == &qd_op_qlinear) {
+            const int64_t bits = (int64_t)qd_dtype_bits(qd_graph_node(g, n->input[1])->dtype);
+            c->weight_bits = bits > c->weight_bits ? bits : c->weight_bits;
+            c->quantized++;
+        }
         if (n->op == &qd_op_quantize && qd_node_int(n, "bits") > c->activation_bits)
             c->activation_bits = qd_node_int(n, "bits");
         json_t *old = json_object_get(c->ops, n->op->name);
@@ -90,9 +94,6 @@ static qd_status count_cost(const qd_graph *g, int64_t *macs, json_t *o, qd_err 
 static void add_manifest(json_t *o, const qd_model *m)
 {
     json_t *manifest = sv_json_read(m->meta ? qd_meta_find(m->meta, "manifest") : NULL);
-    const json_t *bits = json_object_get(json_object_get(manifest, "params"), "weight_bits");
-    if (json_is_integer(bits) && json_integer_value(bits) >= 2 && json_integer_value(bits) <= 8)
-        json_object_set_new(o, "weight_bits", json_integer(json_integer_value(bits)));
     if (json_is_object(manifest)) {
         json_object_del(manifest, "layers"); /* a row each; whoever wants them reads the bundle */
         json_object_set(o, "manifest", manifest);
@@ -131,7 +132,7 @@ static qd_status describe(const qd_model *m, const qd_graph *g, qd_role role, js
     json_object_set_new(o, "quantized", json_boolean(c.quantized > 0));
     if (c.quantized > 0) {
         json_object_set_new(o, "activation_bits", json_integer(c.activation_bits));
-        json_object_set_new(o, "weight_bits", json_integer(8));
+        json_object_set_new(o, "weight_bits", json_integer(c.weight_bits));
         add_manifest(o, m);
     }
     if (m->scheduler)

@@ -5,9 +5,9 @@
 
 #include "jobs/jobs_int.h"
 
-extern const sv_kind sv_kind_quantize, sv_kind_sample, sv_kind_evaluate;
+extern const sv_kind sv_kind_quantize, sv_kind_sample, sv_kind_evaluate, sv_kind_export;
 
-const sv_kind *const sv_kinds[] = { &sv_kind_quantize, &sv_kind_sample, &sv_kind_evaluate, NULL };
+const sv_kind *const sv_kinds[] = { &sv_kind_quantize, &sv_kind_sample, &sv_kind_evaluate, &sv_kind_export, NULL };
 
 const sv_kind *sv_kind_find(const char *name)
 {

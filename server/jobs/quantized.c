@@ -104,10 +104,10 @@ qd_status sv_quantized_make(sv_quantized *w, const qd_quant_task *task, qd_err *
     if (st)
         return st;
     for (int k = 0; k < w->report.n_layers; k++)
-        if (w->report.layers[k].weight_bits > 0)
+        if (w->report.layers[k].activation_bits > 0)
             w->layers_quantized++;
         else
-            w->layers_float++;
+            w->layers_float++; /* perhaps with weights in 8 bits: its row says so */
     qd_run_progress(&t->run, "save", NULL, 0, 2);
     st = save_bundle(w, g, w->bundle, w->sha256, err);
     qd_run_progress(&t->run, "save", NULL, 1, 2);
