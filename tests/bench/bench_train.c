@@ -10,6 +10,7 @@
 #include <time.h>
 
 #include "base/bytes.h"
+#include "base/cpu.h"
 #include "graph/op.h"
 #include "harness/harness.h"
 #include "nn/nn.h"
@@ -207,6 +208,7 @@ static int measure(int64_t n, int threads, bool torch, bool profile)
 
 int main(int argc, char **argv)
 {
+    qd_cpu_prepare(argv); /* as the daemon does: the libraries read their settings while they are loaded */
     bool torch = false, profile = false;
     int64_t n = 200;
     for (int k = 1; k < argc; k++) {

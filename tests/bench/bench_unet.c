@@ -15,6 +15,7 @@
 #include <time.h>
 
 #include "base/bytes.h"
+#include "base/cpu.h"
 #include "base/mem.h"
 #include "base/rng.h"
 #include "graph/op.h"
@@ -401,6 +402,7 @@ static qd_graph *load(const char *name)
 
 int main(int argc, char **argv)
 {
+    qd_cpu_prepare(argv); /* as the daemon does: the libraries read their settings while they are loaded */
     static const char *const models[] = { "cifar10", "fmnist" };
     const char *only = NULL;
     int rounds = 11, batch = 0, threads = 0;

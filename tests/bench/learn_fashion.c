@@ -8,6 +8,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "base/cpu.h"
 #include "data/data.h"
 #include "graph/op.h"
 #include "harness/harness.h"
@@ -142,6 +143,7 @@ static qd_dataset *open_set(const char *name)
 
 int main(int argc, char **argv)
 {
+    qd_cpu_prepare(argv); /* as the daemon does: the libraries read their settings while they are loaded */
     qd_err err = { 0 };
     const int64_t steps = argc > 1 ? atoll(argv[1]) : 400;
     qd_dataset *train = open_set("train"), *test = open_set("t10k");
