@@ -21,6 +21,15 @@ json_t *sv_json_number(double v);       /* null when it is not finite */
 char *sv_json_text(const json_t *o);    /* canonical: sorted keys, no blanks; qd_free */
 json_t *sv_json_read(const char *text); /* an object, or null for "" and anything that is not JSON */
 
+/* --- estimate.c --- */
+/* Median and ninth decile of the running time, from `jobs` earlier jobs of its kind and method, stretched to its own work; false
+ * when nothing like it has ever finished. */
+bool sv_estimate_seconds(sv_store *store, const sv_job_row *j, double *p50, double *p90, int *jobs); // seconds
+
+/* --- weigh.c --- */
+/* Adds to a model's summary what estimates need: "weights" by groups of layers, and "activation_bytes" for these input shapes. */
+qd_status sv_weigh(const qd_graph *g, const qd_shape *inputs, int n_inputs, json_t *o, qd_err *err);
+
 /* --- why a running job must stop --- */
 typedef enum sv_stop_why {
     SV_STOP_NONE,

@@ -26,6 +26,11 @@ function figures(job) {
   if (r.seconds_per_image_float) out.push(figure('speed', `${fixed(r.seconds_per_image_float / r.seconds_per_image_int8, 2)}×`, `${seconds(r.seconds_per_image_float)} float, ${seconds(r.seconds_per_image_int8)} int8`));
   if (r.seconds_per_image && !r.seconds_per_image_float) out.push(figure('per image', seconds(r.seconds_per_image)));
   if (r.images) out.push(figure('images', count(r.images)));
+  const percent = (x) => `${fixed(100 * x, 2)} %`;
+  if (r.top1_quantized !== undefined) out.push(figure('top-1', percent(r.top1_quantized), `float ${percent(r.top1_float)}, ${count(r.count)} images`));
+  else if (r.top1 !== undefined) out.push(figure('top-1', percent(r.top1), `${count(r.right)} of ${count(r.count)} images`));
+  if (r.agreement !== undefined) out.push(figure('agreement', percent(r.agreement), 'same answer as the float network'));
+  if (r.images_per_second_float) out.push(figure('speed', `${fixed(r.speedup, 2)}×`, `${fixed(r.images_per_second_float, 0)} images/s float, ${fixed(r.images_per_second_int8, 0)} int8`));
   return out;
 }
 
