@@ -22,7 +22,10 @@ static void *input_tensor(qd_tensor *t, const qd_operand *in, qd_rng *r, qd_err 
 {
     int64_t count = 0;
     check_ok(qd_shape_count(&in->shape, &count, err), err);
-    const size_t bytes = (size_t)count * qd_dtype_bits(in->dtype) / 8;
+    const int bits = (int)qd_dtype_bits(in->dtype);
+    /* Packed codes fill whole bytes for each row of the first axis. */
+    const int64_t rows = bits < 8 && in->shape.rank > 1 ? in->shape.dim[0] : 1;
+    const size_t bytes = (size_t)rows * qd_codes_row_bytes(count / rows, bits);
     void *data = malloc(bytes);
     assert_non_null(data);
     for (size_t k = 0; k < bytes; k++)
