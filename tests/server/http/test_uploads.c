@@ -76,7 +76,7 @@ static void bad_files_leave_nothing(void **state)
     assert_null(strstr(text_of(&a, "detail"), s.dir));
     check_problem(a, 422, "invalid_model", NULL);
     qd_buf_clear(&b);
-    wait_on_disk(&s, false);
+    assert_int_equal(left_on_disk(&s), 0);
     a = ask(&s, "GET", "/v1/models", NULL);
     json_t *o = json_of(&a);
     assert_int_equal(json_array_size(json_object_get(o, "data")), 0);
@@ -114,7 +114,7 @@ static void broken_off_uploads_leave_nothing(void **state)
     for (int k = 0; k < 100 && !left_on_disk(&s); k++)
         nap_ms(10);
     server_stop(&s);
-    wait_on_disk(&s, false);
+    assert_int_equal(left_on_disk(&s), 0);
     close(fd);
 }
 
@@ -151,7 +151,7 @@ static void too_large(void **state)
     check_problem(hear(fd, false, NULL), 413, "too_large", "10000");
     close(fd);
     qd_free(body);
-    wait_on_disk(&s, false);
+    assert_int_equal(left_on_disk(&s), 0);
     server_stop(&s);
 }
 
@@ -254,7 +254,7 @@ static void taken_and_had_back(void **state)
     check_problem(ask(&s, "GET", path, NULL), 410, "pruned", NULL);
     snprintf(path, sizeof path, "/v1/models/%s", id);
     check_status(ask(&s, "DELETE", path, NULL), 204);
-    wait_on_disk(&s, false);
+    assert_int_equal(left_on_disk(&s), 0);
     check_problem(ask(&s, "DELETE", path, NULL), 410, "pruned", NULL);
     qd_buf_clear(&tar);
     server_stop(&s);
