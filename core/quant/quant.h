@@ -76,6 +76,54 @@ typedef struct qd_layer_report {
     double alone_agreement; /* share of pictures with the same answer, 0..1 */
 } qd_layer_report;
 
+/* --- correction.c, corrector.c: what a sampler does about the noise a quantized denoiser adds (qncd.md 8, 11) --- */
+
+typedef enum qd_correction_mode {
+    QD_CORRECT_NONE,
+    QD_CORRECT_COMPAT, /* the published probe, bit for bit (8.2): trigger set, no reference, one mean for the whole batch */
+    QD_CORRECT_PROBE, /* the probe against the float model's own, gated, per request (8.4) */
+    QD_CORRECT_TABLE, /* the paired table: slope, bias by channel, residual deviation (11.1); no further calls */
+    QD_CORRECT_BOTH,  /* the table, and the gated probe for what it leaves */
+} qd_correction_mode;
+
+/* What travels with a quantized denoiser beside its graph: paired statistics by time step, the probe's references, ranges of
+ * activations by groups of time steps. Made by quantization, kept in the bundle's metadata under "correction". */
+typedef struct qd_correction qd_correction;
+void qd_correction_free(qd_correction *c);
+/* JSON, appended; the same correction gives the same bytes, and parse gives back every bit. */
+qd_status qd_correction_text(const qd_correction *c, qd_buf *b, qd_err *err);
+/* A stranger's text: every table checked; QD_E_FORMAT names the entry. */
+qd_status qd_correction_parse(const char *text, size_t size, qd_correction **out, qd_err *err);
+qd_correction_mode qd_correction_default(const qd_correction *c);
+/* "none", "compat", "probe", "table", "both"; -1 when there is no such mode. */
+int qd_correction_mode_find(const char *name);
+const char *qd_correction_mode_name(qd_correction_mode mode);
+
+/* A denoiser ready to sample with its correction: plans of the graph (one for each group of time steps), and the correction in the
+ * sampler's hook. Table entries between the time steps of the grid they were made on are interpolated in t. */
+typedef struct qd_corrected qd_corrected;
+typedef struct qd_corrected_options {
+    const qd_graph *graph;
+    const qd_correction *correction; /* NULL: none, as for a float model; lent as long as the object lives */
+    qd_correction_mode mode;
+    const qd_schedule *schedule;
+    const qd_sampler *sampler;
+    int64_t batch;
+    int threads;
+    const struct qd_backend *backend;
+    qd_budget *budget;
+} qd_corrected_options;
+/* QD_E_INVALID when the mode needs what the correction does not have. */
+qd_status qd_corrected_new(const qd_corrected_options *o, qd_corrected **out, qd_err *err);
+void qd_corrected_free(qd_corrected *c);
+qd_predictor qd_corrected_predictor(qd_corrected *c);
+/* One batch from noise x [batch, C, H, W] to images. State is fresh at every call, so no request sees another (D11). `then` (may be
+ * NULL) sees eps as corrected. */
+qd_status qd_corrected_run(qd_corrected *c, const qd_sample_options *o, const qd_sampler_hook *then, const qd_run *run,
+                           float *x, qd_err *err);
+/* Calls of the network that a run with these options makes: the sampler's and the probe's (8.6). */
+int qd_corrected_calls(const qd_corrected *c, const qd_sample_options *o, int *probes);
+
 typedef struct qd_quant_report {
     qd_layer_report *layers;
     int n_layers;
@@ -86,7 +134,8 @@ typedef struct qd_quant_report {
     int n_eps;
     int *eps_t;
     double *eps_sqnr_db;
-    double eps_sqnr_mean_db; /* of the pooled signal and noise */
+    double eps_sqnr_mean_db;   /* of the pooled signal and noise */
+    qd_correction *correction; /* goes with the graph; NULL when the method makes none. Owned by the report */
 } qd_quant_report;
 void qd_quant_report_clear(qd_quant_report *r);
 /* The report as one JSON object. */

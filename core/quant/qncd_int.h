@@ -1,0 +1,125 @@
+/* qncd_int.h - the parts of QNCD: blocks of a denoiser, smoothing, rounding that learns, paired noise statistics, corrections. */
+#ifndef QD_QUANT_QNCD_INT_H
+#define QD_QUANT_QNCD_INT_H
+
+#include "quant/quant_int.h"
+
+/* --- resblock.c: residual blocks with a time embedding, found by the form of the graph, whatever the names (qncd.md 7.1) --- */
+typedef struct qd_resblock {
+    qd_node_id conv2;     /* the layer that reads `hidden` */
+    qd_node_id hidden;    /* act(..), what conv2 reads; [N, C, H, W] */
+    qd_node_id norm2;     /* the group_norm between the two convolutions */
+    qd_node_id embedding; /* additive: the summand that depends on the time step alone, C values a sample; else -1 */
+    qd_node_id film;      /* FiLM: s of (1 + s), C values a sample; else -1 */
+    int64_t channels;     /* C, of hidden */
+    int64_t groups;       /* of norm2 */
+} qd_resblock;
+/* In graph order; *out is freed with qd_free. A network without such blocks has *n = 0. */
+qd_status qd_resblocks_find(const qd_graph *g, qd_resblock **out, int *n, qd_err *err);
+
+/* --- smooth.c: embedding-derived feature smoothing (qncd.md 7) --- */
+typedef enum qd_smooth_how { QD_SMOOTH_EMBEDDING, QD_SMOOTH_BALANCED } qd_smooth_how;
+typedef struct qd_smooth_options {
+    qd_smooth_how how;
+    bool gamma; /* S_c also has |gamma_c| of norm2 */
+    bool pow2;  /* S rounded to powers of two: the float network keeps its bits */
+} qd_smooth_options;
+
+/* One factor vector. Division stands in the graph as a `div` node "<layer>.smooth" of (value, S [1, C, 1, 1] or [C]); quantizers of
+ * such a layer take S as their divisor (layout.c), so that it costs nothing at run time. */
+typedef struct qd_smooth_layer {
+    qd_node_id layer; /* of the graph given: conv2d or linear */
+    int64_t channels;
+    float *factor; // [channels], > 0
+    double alpha;  /* balanced: the exponent chosen; NAN when QNCD's own factors or none were better */
+} qd_smooth_layer;
+typedef struct qd_smoothing {
+    qd_smooth_layer *layers;
+    int n;
+} qd_smoothing;
+void qd_smoothing_clear(qd_smoothing *s);
+
+/* S of every residual block over these time steps, from the embeddings alone: no data (qncd.md 7.2 to 7.4). */
+qd_status qd_smoothing_of_embeddings(const qd_graph *g, const int *t, int n_t, const qd_smooth_options *o,
+                                     const qd_run *run, qd_smoothing *out, qd_err *err);
+/* The same function with layers reading value / S and weights W S; the new float reference. New constants draw from run's budget.
+ * QD_E_INVALID when a layer is smoothed already (7.5). */
+qd_status qd_smooth_fold(const qd_graph *g, const qd_smoothing *s, const qd_run *run, qd_graph **out, qd_err *err);
+/* Is this node such a division? *factor, *value: its operands. */
+bool qd_smooth_is(const qd_graph *g, qd_node_id id, qd_node_id *value, qd_node_id *factor);
+
+/* --- recon.c, adaround.c: rounding that learns, block by block (qncd.md 6); gptq.c: closed-form error compensation --- */
+typedef struct qd_recon_options {
+    enum { QD_RECON_BLOCK, QD_RECON_LAYER, QD_RECON_GPTQ } how;
+    int iterations, batch;
+    double lr, lambda;
+    double b_start, b_end; /* 20 to 2 */
+    double warmup;         /* share of the iterations without regulariser, at b_start */
+    double settled;        /* stop early when this share of h is within 0.05 of 0 or 1; 1 = never */
+    const char
+        *checkpoint; /* a folder of the caller's for finished blocks, so that a killed job goes on there; NULL = none */
+} qd_recon_options;
+/* What became of one block. */
+typedef struct qd_recon_block {
+    char name[QD_MAX_NAME + 8];
+    const char *kind;                /* "resblock", "attention", "transformer", "layer" */
+    int layers, iterations;          /* iterations made */
+    double mse_nearest, mse_learned; /* of the block's output on the calibration set, rounded hard */
+    double settled;                  /* share of h near 0 or 1 at the end */
+    bool kept_nearest;               /* learning did not help: codes rounded to nearest stayed (12.6) */
+} qd_recon_block;
+typedef struct qd_recon_report {
+    qd_recon_block *blocks;
+    int n;
+} qd_recon_report;
+void qd_recon_report_clear(qd_recon_report *r);
+/* Codes of all quantized layers of a layout whose weights are quantized (round to nearest) learned anew in place; scales stay. The
+ * layout's graph is the float reference, smoothing folded. */
+qd_status qd_layout_reconstruct(qd_layout *l, const qd_calibration_set *set, const qd_recon_options *o,
+                                const qd_run *run, qd_recon_report *report, qd_err *err);
+
+/* --- noise_table.c: what the quantized network adds, step by step (qncd.md 8.4, 11.1) --- */
+
+/* Sums over samples and space of eps and eps_hat of one step and channel; D = eps_hat - eps. */
+typedef struct qd_noise_sums {
+    double n, e, q, d, ed, qd, ee, qq, dd;
+} qd_noise_sums;
+typedef struct qd_noise_step {
+    int t;
+    qd_noise_sums *channel; // [channels]
+} qd_noise_step;
+/* What the re-noise probe shows on the float network at a trigger step (8.4). */
+typedef struct qd_probe_reference {
+    int t;
+    double m, v, s; /* mean and variance of d, deviation of the per-trajectory means */
+} qd_probe_reference;
+
+/* --- correction.c: qd_correction and its text form --- */
+struct qd_correction {
+    char sampler[16];
+    int steps;               /* of the grid the tables were made on */
+    qd_correction_mode mode; /* what sampling does by default */
+    int64_t channels;
+    qd_noise_step *table; // [n_table], t falling
+    int n_table;
+    qd_probe_reference *probe; // [n_probe], t falling
+    int n_probe;
+    int interval; /* steps between probes */
+    double kappa, mu_max;
+    /* Ranges of activations by groups of time steps (11.3): quantizer k of the graph in group g has map[g * n_maps + k]. */
+    int n_groups;
+    int *group_until; // [n_groups], falling: group g is t >= group_until[g]
+    int n_maps;
+    char (*map_name)[QD_MAX_NAME + 8]; // [n_maps], names of quantize nodes
+    float *map_scale;                  // [n_groups, n_maps]
+    int32_t *map_zero;                 // [n_groups, n_maps]
+};
+
+/* Paired table (stage 10): trajectories of the quantized model, the float model asked at the same x. Fills table, channels. */
+qd_status qd_noise_table_collect(qd_correction *c, const qd_graph *reference, const qd_trajectories *quantized,
+                                 const qd_run *run, qd_err *err);
+/* Probe of the float model along float trajectories at the trigger steps. Fills probe. */
+qd_status qd_probe_reference_collect(qd_correction *c, const qd_trajectories *reference, const qd_run *run,
+                                     qd_err *err);
+
+#endif
