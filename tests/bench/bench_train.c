@@ -1,125 +1,42 @@
-/* bench_train.c - training steps of ResNet-20 (CIFAR, batch 200) in images a second, ours and PyTorch's beside it.
+/* bench_train.c - training steps, ours and PyTorch's in turns.
  *
- * bench_train [--torch] [--profile] [--batch N]: with --torch the same steps are run by bench_train_torch.py (PyTorch must be there)
- * and the ratio is printed. One JSON line for each number of threads; medians of STEPS steps after WARM, by the
- * clock and of the processor (on a busy machine the second says more of one thread). */
-#include <math.h>
+ * bench_train [--net NAME] [--torch] [--profile] [--batch N] [--threads T] [--rounds R]: all networks of train_nets.c or one of them,
+ * with 1 and 2 threads. With --torch the same steps are made by train_nets.py in another process, which waits while
+ * ours runs and the other way round; the ratio of the medians is printed. One JSON line for each, medians of R steps after WARM, by the
+ * clock and of the processor (on a busy machine the second says more of one thread). --profile adds the time by kind of step and the
+ * whole plan. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "base/bytes.h"
 #include "base/cpu.h"
-#include "graph/op.h"
+#include "bench/train_nets.h"
 #include "harness/harness.h"
-#include "nn/nn.h"
 #include "plan/plan.h"
 
-enum { WARM = 3, STEPS = 12, CLASSES = 10 };
+enum { WARM = 3, MOST_ROUNDS = 200, MOST_KINDS = 200 };
 
-static double now(void)
+typedef struct options {
+    const char *net;
+    bool torch, profile;
+    int64_t batch;
+    int threads, rounds;
+} options;
+
+typedef struct times {
+    double clock, cpu; // seconds
+} times;
+
+static times now(void)
 {
-    struct timespec t;
+    struct timespec t, c;
     clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-/* --- the network --- */
-
-static qd_node_id weight(qd_graph *g, const char *name, const char *part, qd_shape shape, float scale, float offset)
-{
-    char full[128];
-    qd_err err = { 0 };
-    qd_tensor t = { 0 };
-    snprintf(full, sizeof full, "%s.%s", name, part);
-    if (qd_tensor_init(&t, QD_F32, &shape, NULL, &err))
-        return -1;
-    harness_normal(qd_f32(&t), qd_tensor_count(&t), (uint64_t)qd_graph_size(g), scale);
-    for (int64_t i = 0; i < qd_tensor_count(&t); i++)
-        qd_f32(&t)[i] += offset;
-    const qd_node_id id = qd_graph_const(g, full, &t);
-    qd_tensor_clear(&t);
-    return id;
-}
-
-static qd_node_id conv_norm(qd_graph *g, const char *name, qd_node_id x, int64_t in, int64_t out, int64_t kernel,
-                            int64_t stride)
-{
-    char norm[128];
-    const int64_t pad = kernel / 2, pads[4] = { pad, pad, pad, pad }, strides[2] = { stride, stride };
-    const float scale = sqrtf(2.0f / (float)(out * kernel * kernel));
-    x = qd_graph_add(g, &qd_op_conv2d, name,
-                     QD_IN(x, weight(g, name, "weight", QD_SHAPE(out, in, kernel, kernel), scale, 0.0f)),
-                     QD_ATTRS(qd_attr_ints("pads", 4, pads), qd_attr_ints("stride", 2, strides)));
-    snprintf(norm, sizeof norm, "%s.bn", name);
-    return qd_graph_add(g, &qd_op_batch_norm, norm,
-                        QD_IN(x, weight(g, norm, "weight", QD_SHAPE(out), 0.0f, 1.0f),
-                              weight(g, norm, "bias", QD_SHAPE(out), 0.0f, 0.0f),
-                              weight(g, norm, "mean", QD_SHAPE(out), 0.0f, 0.0f),
-                              weight(g, norm, "var", QD_SHAPE(out), 0.0f, 1.0f)),
-                        QD_NO_ATTRS);
-}
-
-static qd_node_id relu(qd_graph *g, const char *name, qd_node_id x)
-{
-    char full[128];
-    snprintf(full, sizeof full, "%s.relu", name);
-    return qd_graph_add(g, &qd_op_relu, full, QD_IN(x), QD_NO_ATTRS);
-}
-
-static qd_graph *resnet20(void)
-{
-    qd_err err = { 0 };
-    qd_graph *g = NULL;
-    const qd_shape input = QD_SHAPE(-1, 3, 32, 32);
-    if (qd_graph_new(&g, &err))
-        return NULL;
-    qd_node_id x = qd_graph_input(g, "x", QD_F32, &input);
-    x = relu(g, "stem", conv_norm(g, "stem", x, 3, 16, 3, 1));
-    int64_t in = 16;
-    for (int stage = 0; stage < 3; stage++)
-        for (int block = 0; block < 3; block++) {
-            const int64_t out = 16 << stage, stride = stage && !block ? 2 : 1;
-            char a[64], b[64], c[64], sum[64];
-            snprintf(a, sizeof a, "s%d.b%d.conv1", stage, block);
-            snprintf(b, sizeof b, "s%d.b%d.conv2", stage, block);
-            snprintf(c, sizeof c, "s%d.b%d.short", stage, block);
-            snprintf(sum, sizeof sum, "s%d.b%d.sum", stage, block);
-            const qd_node_id side = in == out ? x : conv_norm(g, c, x, in, out, 1, stride);
-            qd_node_id y = relu(g, a, conv_norm(g, a, x, in, out, 3, stride));
-            y = conv_norm(g, b, y, out, out, 3, 1);
-            x = relu(g, sum, qd_graph_add(g, &qd_op_add, sum, QD_IN(y, side), QD_NO_ATTRS));
-            in = out;
-        }
-    const int64_t flat[2] = { 0, -1 };
-    x = qd_graph_add(g, &qd_op_global_avg_pool, "pool", QD_IN(x), QD_NO_ATTRS);
-    x = qd_graph_add(g, &qd_op_reshape, "flat", QD_IN(x), QD_ATTRS(qd_attr_ints("shape", 2, flat)));
-    x = qd_graph_add(g, &qd_op_linear, "fc",
-                     QD_IN(x, weight(g, "fc", "weight", QD_SHAPE(CLASSES, 64), 0.1f, 0.0f),
-                           weight(g, "fc", "bias", QD_SHAPE(CLASSES), 0.0f, 0.0f)),
-                     QD_NO_ATTRS);
-    qd_graph_output(g, "logits", x);
-    return g;
-}
-
-static qd_status classify(void *ctx, qd_graph *g, const qd_node_id *outputs, int n, qd_node_id *loss, qd_err *err)
-{
-    const qd_shape target = QD_SHAPE(-1, CLASSES);
-    *loss = qd_loss_cross_entropy(g, "ce", outputs[0], qd_graph_input(g, "target", QD_F32, &target));
-    return QD_OK;
-}
-
-/* The same pictures every time: only the step is measured. */
-static qd_status batch(void *ctx, qd_rng *rng, int64_t step, void *const *inputs, qd_err *err)
-{
-    const int64_t n = *(const int64_t *)ctx;
-    if (step > 0)
-        return QD_OK;
-    harness_normal(inputs[0], n * 3 * 32 * 32, 5, 1.0f);
-    for (int64_t i = 0; i < n; i++)
-        ((float *)inputs[1])[i * CLASSES + i % CLASSES] = 1.0f;
-    return QD_OK;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &c);
+    return (times){ (double)t.tv_sec + 1e-9 * (double)t.tv_nsec, (double)c.tv_sec + 1e-9 * (double)c.tv_nsec };
 }
 
 static int compare(const void *a, const void *b)
@@ -128,99 +45,228 @@ static int compare(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* Seconds of this process, all threads together: what a busy machine leaves of one thread does not count. */
-static double busy(void)
+static times median(const times *t, int n)
 {
-    struct timespec t;
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+    double clock[MOST_ROUNDS], cpu[MOST_ROUNDS];
+    for (int k = 0; k < n; k++) {
+        clock[k] = t[k].clock;
+        cpu[k] = t[k].cpu;
+    }
+    qsort(clock, (size_t)n, sizeof *clock, compare);
+    qsort(cpu, (size_t)n, sizeof *cpu, compare);
+    return (times){ clock[n / 2], cpu[n / 2] };
 }
 
-/* Seconds of PyTorch's step by the clock and of the processor, 0 when it cannot be asked. */
-static double torch_step(int64_t n, int threads, double *cpu)
+/* --- PyTorch in a process of its own --- */
+
+typedef struct other {
+    pid_t pid;
+    FILE *to, *from;
+} other;
+
+static bool other_start(other *o, const char *net, int64_t batch, int threads)
 {
-    char command[1024];
-    double seconds = 0.0;
-    snprintf(command, sizeof command, "/usr/bin/python3 '%s' %lld %d %d %d",
-             harness_source("tests/bench/bench_train_torch.py"), (long long)n, threads, WARM, STEPS);
-    FILE *f = popen(command, "r");
-    if (f && fscanf(f, "%lf %lf", &seconds, cpu) != 2)
-        seconds = *cpu = 0.0;
-    if (f)
-        pclose(f);
-    return seconds;
+    int to[2], from[2];
+    char n[32], t[32], line[64];
+    snprintf(n, sizeof n, "%lld", (long long)batch);
+    snprintf(t, sizeof t, "%d", threads);
+    const char *script = harness_source("tests/bench/train_nets.py");
+    if (pipe(to) || pipe(from))
+        return false;
+    o->pid = fork();
+    if (o->pid < 0)
+        return false;
+    if (o->pid == 0) {
+        dup2(to[0], 0);
+        dup2(from[1], 1);
+        close(to[1]);
+        close(from[0]);
+        unsetenv("OPENBLAS_NUM_THREADS"); /* qd_cpu_prepare's settings are for us */
+        unsetenv("OPENBLAS_CORETYPE");
+        unsetenv("GOMP_SPINCOUNT");
+        execl("/usr/bin/python3", "python3", script, net, n, t, (char *)NULL);
+        _exit(127);
+    }
+    close(to[0]);
+    close(from[1]);
+    o->to = fdopen(to[1], "w");
+    o->from = fdopen(from[0], "r");
+    return o->to && o->from && fgets(line, sizeof line, o->from) && strncmp(line, "ready", 5) == 0;
 }
 
-static int measure(int64_t n, int threads, bool torch, bool profile)
+static bool other_step(const other *o, times *t)
+{
+    fputs("step\n", o->to);
+    fflush(o->to);
+    return fscanf(o->from, "%lf %lf", &t->clock, &t->cpu) == 2;
+}
+
+static void other_stop(other *o)
+{
+    if (o->to)
+        fclose(o->to);
+    if (o->from)
+        fclose(o->from);
+    if (o->pid > 0)
+        waitpid(o->pid, NULL, 0);
+}
+
+/* --- ours --- */
+
+typedef struct filled {
+    const train_net *net;
+    int64_t n;
+} filled;
+
+/* The same data every time: only the step is measured. */
+static qd_status batch(void *ctx, qd_rng *rng, int64_t step, void *const *inputs, qd_err *err)
+{
+    const filled *f = ctx;
+    if (step == 0)
+        f->net->fill(f->n, inputs);
+    return QD_OK;
+}
+
+static qd_status loss(void *ctx, qd_graph *g, const qd_node_id *outputs, int n, qd_node_id *out, qd_err *err)
+{
+    return ((const filled *)ctx)->net->loss(NULL, g, outputs, n, out, err);
+}
+
+typedef struct kind {
+    char name[96];
+    double seconds;
+    int steps;
+} kind;
+
+static int by_seconds(const void *a, const void *b)
+{
+    const kind *x = a, *y = b;
+    return (x->seconds < y->seconds) - (x->seconds > y->seconds);
+}
+
+/* Where the time goes: by kind of step and who runs it. */
+static void print_kinds(const qd_plan *p, int runs)
+{
+    kind kinds[MOST_KINDS];
+    int n = 0;
+    double total = 0.0;
+    for (int k = 0; k < qd_plan_steps(p); k++) {
+        qd_plan_step s;
+        char name[96];
+        int at = 0;
+        qd_plan_step_at(p, k, &s);
+        snprintf(name, sizeof name, "%s (%s)", s.kind, s.impl);
+        while (at < n && strcmp(kinds[at].name, name) != 0)
+            at++;
+        if (at == MOST_KINDS)
+            continue;
+        if (at == n) {
+            kinds[n] = (kind){ .seconds = 0.0 };
+            snprintf(kinds[n++].name, sizeof kinds->name, "%s", name);
+        }
+        kinds[at].seconds += s.seconds;
+        kinds[at].steps++;
+        total += s.seconds;
+    }
+    qsort(kinds, (size_t)n, sizeof *kinds, by_seconds);
+    for (int k = 0; k < n; k++)
+        printf("%6.2f %%  %9.3f ms  %4d  %s\n", 100.0 * kinds[k].seconds / total, kinds[k].seconds * 1e3 / runs,
+               kinds[k].steps, kinds[k].name);
+}
+
+static void print_plan(const qd_plan *p, int runs)
+{
+    qd_buf b;
+    print_kinds(p, runs);
+    qd_buf_init(&b, 1 << 22);
+    qd_plan_print(p, &b);
+    fwrite(b.data, 1, b.size, stdout);
+    qd_buf_clear(&b);
+}
+
+static bool measure(const train_net *net, const options *o, int threads)
 {
     qd_err err = { 0 };
-    qd_graph *g = resnet20();
+    qd_graph *g = net->make();
     qd_trainer *t = NULL;
-    double seconds[STEPS], cpu[STEPS];
+    times ours[MOST_ROUNDS], theirs[MOST_ROUNDS];
+    other torch = { 0 };
     const qd_run run = { .threads = threads, .seed = 1 };
-    qd_trainer_options o = { .network = g,
-                             .loss = classify,
-                             .batch = batch,
-                             .ctx = &n,
-                             .batch_size = n,
-                             .optim = qd_optim_sgd.defaults,
-                             .schedule = { .lr = 0.1 },
-                             .profile = profile };
-    o.optim.nesterov = true;
-    o.optim.weight_decay = 1e-4;
-    qd_status st = qd_trainer_new(&o, &run, &t, &err);
+    filled f = { .net = net, .n = o->batch ? o->batch : net->batch };
+    qd_trainer_options trainer = { .network = g,
+                                   .trains = train_net_trains,
+                                   .loss = loss,
+                                   .batch = batch,
+                                   .ctx = &f,
+                                   .batch_size = f.n,
+                                   .optim = net->optim->defaults,
+                                   .schedule = { .lr = net->lr },
+                                   .profile = o->profile };
+    bool beside = o->torch && net->in_torch;
+    trainer.optim.weight_decay = net->optim == &qd_optim_sgd ? 1e-4 : 0.0;
+    qd_status st = qd_trainer_new(&trainer, &run, &t, &err);
     if (!st)
         st = qd_trainer_run(t, &run, WARM, &err);
-    for (int k = 0; k < STEPS && !st; k++) {
-        const double start = now(), before = busy();
-        st = qd_trainer_run(t, &run, WARM + k + 1, &err);
-        seconds[k] = now() - start;
-        cpu[k] = busy() - before;
+    if (beside && !other_start(&torch, net->name, f.n, threads)) {
+        fprintf(stderr, "bench_train: PyTorch did not start\n");
+        beside = false;
     }
+    for (int k = 0; k < o->rounds && !st; k++) {
+        const times start = now();
+        st = qd_trainer_run(t, &run, WARM + k + 1, &err);
+        const times end = now();
+        ours[k] = (times){ end.clock - start.clock, end.cpu - start.cpu };
+        beside = beside && other_step(&torch, &theirs[k]);
+    }
+    other_stop(&torch);
     if (st) {
         fprintf(stderr, "bench_train: %s\n", err.text);
     } else {
-        qsort(seconds, STEPS, sizeof *seconds, compare);
-        qsort(cpu, STEPS, sizeof *cpu, compare);
-        double torch_cpu = 0.0;
-        const double ours = seconds[STEPS / 2], theirs = torch ? torch_step(n, threads, &torch_cpu) : 0.0;
-        printf("{\"bench\":\"train\",\"net\":\"resnet20\",\"batch\":%lld,\"threads\":%d,\"ms\":%.1f,\"cpu_ms\":%.1f,"
-               "\"images_per_s\":%.0f,\"arena_mb\":%.0f",
-               (long long)n, threads, ours * 1e3, cpu[STEPS / 2] * 1e3, (double)n / ours,
+        const times m = median(ours, o->rounds);
+        printf("{\"bench\":\"train\",\"net\":\"%s\",\"batch\":%lld,\"threads\":%d,\"ms\":%.1f,\"cpu_ms\":%.1f,"
+               "\"samples_per_s\":%.0f,\"arena_mb\":%.0f",
+               net->name, (long long)f.n, threads, m.clock * 1e3, m.cpu * 1e3, (double)f.n / m.clock,
                (double)qd_plan_arena_bytes(qd_trainer_plan(t)) / 1048576.0);
-        if (theirs > 0.0)
-            printf(",\"torch_ms\":%.1f,\"torch_cpu_ms\":%.1f,\"ratio\":%.2f,\"cpu_ratio\":%.2f", theirs * 1e3,
-                   torch_cpu * 1e3, theirs / ours, torch_cpu / cpu[STEPS / 2]);
+        if (beside) {
+            const times b = median(theirs, o->rounds);
+            printf(",\"torch_ms\":%.1f,\"torch_cpu_ms\":%.1f,\"ratio\":%.2f,\"cpu_ratio\":%.2f", b.clock * 1e3,
+                   b.cpu * 1e3, b.clock / m.clock, b.cpu / m.cpu);
+        }
         printf(",\"loss\":%.4f}\n", qd_trainer_loss(t));
+        if (o->profile)
+            print_plan(qd_trainer_plan(t), WARM + o->rounds);
         fflush(stdout);
-    }
-    if (!st && profile) {
-        qd_buf b;
-        qd_buf_init(&b, 1 << 22);
-        qd_plan_print(qd_trainer_plan(t), &b);
-        fwrite(b.data, 1, b.size, stdout);
-        qd_buf_clear(&b);
     }
     qd_trainer_free(t);
     qd_graph_free(g);
-    return st ? 1 : 0;
+    return !st;
 }
 
 int main(int argc, char **argv)
 {
     qd_cpu_prepare(argv); /* as the daemon does: the libraries read their settings while they are loaded */
-    bool torch = false, profile = false;
-    int64_t n = 200;
+    options o = { .rounds = 9 };
+    bool good = true, any = false;
     for (int k = 1; k < argc; k++) {
-        torch |= strcmp(argv[k], "--torch") == 0;
-        profile |= strcmp(argv[k], "--profile") == 0;
-        if (strcmp(argv[k], "--batch") == 0 && k + 1 < argc)
-            n = atoll(argv[++k]);
+        const bool more = k + 1 < argc;
+        o.torch |= strcmp(argv[k], "--torch") == 0;
+        o.profile |= strcmp(argv[k], "--profile") == 0;
+        if (more && strcmp(argv[k], "--net") == 0)
+            o.net = argv[++k];
+        else if (more && strcmp(argv[k], "--batch") == 0)
+            o.batch = atoll(argv[++k]);
+        else if (more && strcmp(argv[k], "--threads") == 0)
+            o.threads = atoi(argv[++k]);
+        else if (more && strcmp(argv[k], "--rounds") == 0)
+            o.rounds = atoi(argv[++k]);
     }
-    if (n < 1)
+    if (o.batch < 0 || o.threads < 0 || o.rounds < 1 || o.rounds > MOST_ROUNDS)
         return 2;
-    int bad = 0;
-    for (int threads = 1; threads <= 2 && !bad; threads++)
-        bad = measure(n, threads, torch, profile);
-    return bad;
+    for (const train_net *net = train_nets; net->name; net++)
+        for (int threads = 1; threads <= 2 && (!o.net || strcmp(o.net, net->name) == 0); threads++)
+            if (!o.threads || o.threads == threads) {
+                any = true;
+                good &= measure(net, &o, threads);
+            }
+    return any && good ? 0 : 1;
 }
