@@ -1,64 +1,20 @@
-/* ptq.c - post-training quantization of a denoiser: watch ranges on its own trajectories, place quantizers, say what it cost. */
+/* ptq.c - post-training quantization of a denoiser, stage by stage (qncd.md 1): the order below must stay, later stages live on what
+ * earlier ones made. */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "base/mem.h"
 #include "graph/op.h"
-#include "quant/quant_int.h"
-
-static const char *const weight_choices[] = { "4", "6", "8", NULL };
-static const char *const activation_choices[] = { "6", "8", NULL };
-static const char *const group_choices[] = { "0", "32", "64", "128", NULL };
-static const char *const time_choices[] = { "w8", "float", NULL };
-static const char *const range_choices[] = { "minmax", "mse", NULL };
-static const char *const sampler_choices[] = { "ddim", "ddpm", NULL };
-static const char *const edge_choices[] = { "w8", "float", "int8", NULL };
-static const char *const clip_choices[] = { "auto", "on", "off", NULL };
-
-/* clang-format off */
-#define PTQ_PARAMS(range_) \
-    { .name = "weight_bits", .type = QD_PARAM_INT, .fallback = "8", .choices = weight_choices, \
-      .summary = "Bits of each weight." }, \
-    { .name = "activation_bits", .type = QD_PARAM_INT, .fallback = "8", .choices = activation_choices, \
-      .summary = "Bits of each layer input." }, \
-    { .name = "group_size", .type = QD_PARAM_INT, .fallback = "0", .choices = group_choices, \
-      .summary = "Input channels whose weights share a scale; 0: all of an output channel, which is the fastest." }, \
-    { .name = "weight_range", .type = QD_PARAM_CHOICE, .fallback = range_, .choices = range_choices, \
-      .summary = "How the range of each output channel's weights is chosen: its largest value, or a search for the least error." }, \
-    { .name = "activation_range", .type = QD_PARAM_CHOICE, .fallback = range_, .choices = range_choices, \
-      .summary = "How the range of each layer input is chosen: everything seen, or a search for the least error." }, \
-    { .name = "symmetric_activations", .type = QD_PARAM_BOOL, .fallback = "false", \
-      .summary = "Signed codes around zero for layer inputs instead of codes that fit the range at both ends." }, \
-    { .name = "sampler", .type = QD_PARAM_CHOICE, .fallback = "ddim", .choices = sampler_choices, \
-      .summary = "The sampler whose trajectories calibrate and measure; take the one that will be used." }, \
-    { .name = "steps", .type = QD_PARAM_INT, .fallback = "50", .min = 1, .max = 10000, \
-      .summary = "Sampling steps of those trajectories." }, \
-    { .name = "calibration_samples", .type = QD_PARAM_INT, .fallback = "32", .min = 16, .max = 4096, \
-      .summary = "How many trajectories are watched." }, \
-    { .name = "calibration_steps", .type = QD_PARAM_INT, .fallback = "10", .min = 2, .max = 1000, \
-      .summary = "At how many steps of each trajectory, evenly from the first to the last." }, \
-    { .name = "clip", .type = QD_PARAM_CHOICE, .fallback = "auto", .choices = clip_choices, \
-      .summary = "Clip the predicted image while sampling: as the model's scheduler says, always, or never." }, \
-    { .name = "measure_samples", .type = QD_PARAM_INT, .fallback = "8", .min = 1, .max = 1024, \
-      .summary = "Trajectories, other than those of the calibration, on which the result is measured." }, \
-    { .name = "edge_layers", .type = QD_PARAM_CHOICE, .fallback = "float", .choices = edge_choices, \
-      .summary = "The layers that read and make the image itself: w8 keeps their weights in 8 bits and computes in float, int8 computes " \
-                 "on codes, which costs much quality there and saves next to nothing." }, \
-    { .name = "time_layers", .type = QD_PARAM_CHOICE, .fallback = "w8", .choices = time_choices, \
-      .summary = "The layers that depend on the time step only: always computed in float, w8 keeps their weights in 8 bits." }, \
-    { .name = "skip_layers", .type = QD_PARAM_STRING, .fallback = "", .max = 65536, \
-      .summary = "Names of layers to leave in float, with commas between." }, \
-    { .name = "split_shortcut", .type = QD_PARAM_BOOL, .fallback = "true", \
-      .summary = "Give both halves of a concatenated shortcut input ranges of their own." }, \
-    { 0 }
-/* clang-format on */
-
-static const qd_param minmax_params[] = { PTQ_PARAMS("minmax") };
-static const qd_param mse_params[] = { PTQ_PARAMS("mse") };
+#include "quant/qncd_int.h"
 
 /* What the parameters ask for. */
 typedef struct ptq {
+    qd_ptq_stages stages;
+    qd_smooth_options smooth;
+    bool reconstruct;
+    qd_recon_options recon;
+    qd_noise_options noise;
     int weight_bits, activation_bits;
     bool search_weights, search_activations, symmetric;
     qd_layout_options layout;
@@ -66,6 +22,57 @@ typedef struct ptq {
     int64_t measure_samples;
     qd_trajectories trajectories;
 } ptq;
+
+/* Rows that not every method has. */
+static bool is_choice(const qd_params *p, const char *row, const char *choice)
+{
+    return qd_param_find(qd_params_rows(p), row) && strcmp(qd_params_string(p, row), choice) == 0;
+}
+
+static void read_smoothing(const qd_params *p, ptq *o)
+{
+    if (!o->stages.smooth)
+        return;
+    o->smooth = (qd_smooth_options){ .gamma = is_choice(p, "smooth_gamma", "include"),
+                                     .pow2 = qd_params_bool(p, "smooth_pow2") };
+}
+
+static void read_rounding(const qd_params *p, ptq *o)
+{
+    if (!qd_param_find(qd_params_rows(p), "rounding"))
+        return;
+    const bool full = is_choice(p, "recon_profile", "full");
+    const int64_t iterations = qd_params_int(p, "recon_iterations"), batch = qd_params_int(p, "recon_batch");
+    const bool chosen = is_choice(p, "rounding", "auto");
+    o->reconstruct = chosen ? o->weight_bits <= 4 : !is_choice(p, "rounding", "nearest");
+    o->recon = (qd_recon_options){ .how = is_choice(p, "rounding", "gptq")    ? QD_RECON_GPTQ
+                                          : is_choice(p, "rounding", "layer") ? QD_RECON_LAYER
+                                                                              : QD_RECON_BLOCK,
+                                   .iterations = (int)(iterations ? iterations
+                                                       : full     ? 20000
+                                                                  : 1000),
+                                   .batch = (int)(batch  ? batch
+                                                  : full ? 32
+                                                         : 8),
+                                   .lr = 1e-3,
+                                   .lambda = 0.01,
+                                   .b_start = 20,
+                                   .b_end = 2,
+                                   .warmup = full ? 0.2 : 0.1,
+                                   .settled = full ? 1 : 0.995 };
+}
+
+static void read_noise(const qd_params *p, ptq *o)
+{
+    if (o->stages.correction == QD_CORRECT_NONE || !qd_param_find(qd_params_rows(p), "reference_samples"))
+        return;
+    o->noise = (qd_noise_options){ .samples = qd_params_int(p, "reference_samples"),
+                                   .interval = (int)qd_params_int(p, "probe_interval"),
+                                   .paper_offset = is_choice(p, "probe_offset", "paper"),
+                                   .by_channel = is_choice(p, "probe_grain", "channel"),
+                                   .kappa = qd_params_number(p, "kappa"),
+                                   .mu_max = qd_params_number(p, "mu_max") };
+}
 
 static qd_status read_task(const qd_quant_task *task, const qd_run *run, ptq *o, qd_err *err)
 {
@@ -84,6 +91,7 @@ static qd_status read_task(const qd_quant_task *task, const qd_run *run, ptq *o,
 
     const char *clip = qd_params_string(p, "clip");
     *o = (ptq){
+        .stages = o->stages,
         .weight_bits = (int)qd_params_int(p, "weight_bits"),
         .activation_bits = (int)qd_params_int(p, "activation_bits"),
         .search_weights = strcmp(qd_params_string(p, "weight_range"), "mse") == 0,
@@ -108,6 +116,9 @@ static qd_status read_task(const qd_quant_task *task, const qd_run *run, ptq *o,
                           .samples = qd_params_int(p, "calibration_samples"),
                           .phase = "trajectories" },
     };
+    read_smoothing(p, o);
+    read_rounding(p, o);
+    read_noise(p, o);
     return QD_OK;
 }
 
@@ -122,34 +133,61 @@ static qd_status measure(const ptq *o, const qd_graph *quantized, const qd_run *
     return qd_measure_eps(&j, quantized, (j.options.steps + 49) / 50, run, report, err);
 }
 
-static qd_status ptq_run(const qd_quant_task *task, const qd_run *run, qd_graph **out, qd_quant_report *report,
-                         qd_err *err)
+/* Stage 3: the same function, easier to quantize; from here on it is the float reference (7.5). */
+static qd_status smooth(const ptq *o, const qd_run *run, qd_graph **out, qd_err *err)
 {
-    ptq o;
+    const qd_trajectories *j = &o->trajectories;
+    qd_smoothing s = { 0 };
+    int *t = qd_calloc((size_t)j->options.steps, sizeof *t);
+    if (!t)
+        return qd_fail(err, QD_E_NOMEM, "no memory for %d time steps", j->options.steps);
+    qd_status st = qd_timesteps(j->schedule, j->options.spacing, j->options.steps, t, err);
+    if (!st)
+        st = qd_smoothing_of_embeddings(j->graph, t, j->options.steps, &o->smooth, run, &s, err);
+    if (!st)
+        st = qd_smooth_fold(j->graph, &s, run, out, err);
+    qd_smoothing_clear(&s);
+    qd_free(t);
+    return st;
+}
+
+/* Stages 5 to 7, on a layout: weights, learned rounding, ranges. */
+static qd_status choose_codes(const ptq *o, qd_layout *layout, const qd_calibration_set *set, const qd_run *run,
+                              qd_err *err)
+{
+    const qd_range_rule rule = { .how = o->search_activations ? QD_RANGE_MSE : QD_RANGE_MINMAX,
+                                 .bits = o->activation_bits,
+                                 .symmetric = o->symmetric };
+    qd_status st = qd_layout_quantize_weights(layout, o->weight_bits, o->search_weights, run, err);
+    if (!st)
+        st = qd_layout_observe(layout, set, run, err);
+    if (!st)
+        st = qd_layout_choose_maps(layout, &rule, run, err);
+    return st;
+}
+
+qd_status qd_ptq_run(const qd_ptq_stages *stages, const qd_quant_task *task, const qd_run *run, qd_graph **out,
+                     qd_quant_report *report, qd_err *err)
+{
+    ptq o = { .stages = *stages };
     qd_layout *layout = NULL;
-    qd_graph *quantized = NULL;
+    qd_graph *smoothed = NULL, *quantized = NULL;
     qd_calibration_set set = { 0 };
     qd_quant_report told = { 0 };
 
     qd_status st = read_task(task, run, &o, err);
     if (st)
         goto out;
-    st = qd_layout_new(task->graph, &o.layout, &layout, err);
+    if (o.stages.smooth && (st = smooth(&o, run, &smoothed, err)))
+        goto out;
+    const qd_graph *reference = smoothed ? smoothed : task->graph;
+    st = qd_layout_new(reference, &o.layout, &layout, err);
     if (st)
         goto out;
     st = qd_calibration_set_make(&o.trajectories, o.calibration_steps, run, &set, err);
     if (st)
         goto out;
-    st = qd_layout_observe(layout, &set, run, err);
-    if (st)
-        goto out;
-    const qd_range_rule rule = { .how = o.search_activations ? QD_RANGE_MSE : QD_RANGE_MINMAX,
-                                 .bits = o.activation_bits,
-                                 .symmetric = o.symmetric };
-    st = qd_layout_choose_maps(layout, &rule, run, err);
-    if (st)
-        goto out;
-    st = qd_layout_quantize_weights(layout, o.weight_bits, o.search_weights, run, err);
+    st = choose_codes(&o, layout, &set, run, err);
     if (st)
         goto out;
     qd_run_progress(run, "rewrite", NULL, 0, 1);
@@ -177,23 +215,6 @@ out:
     qd_graph_free(quantized);
     qd_calibration_set_clear(&set);
     qd_layout_free(layout);
+    qd_graph_free(smoothed);
     return st;
 }
-
-const qd_method qd_method_minmax = {
-    .name = "minmax",
-    .summary = "Round to nearest over the whole range seen: the plain baseline.",
-    .params = minmax_params,
-    .needs = QD_NEEDS_DENOISER,
-    .role = QD_ROLE_DENOISER,
-    .run = ptq_run,
-};
-
-const qd_method qd_method_mse = {
-    .name = "mse",
-    .summary = "Round to nearest over the range of least error, for each output channel and each layer input.",
-    .params = mse_params,
-    .needs = QD_NEEDS_DENOISER,
-    .role = QD_ROLE_DENOISER,
-    .run = ptq_run,
-};

@@ -59,20 +59,6 @@ typedef struct qd_recon_options {
     const char
         *checkpoint; /* a folder of the caller's for finished blocks, so that a killed job goes on there; NULL = none */
 } qd_recon_options;
-/* What became of one block. */
-typedef struct qd_recon_block {
-    char name[QD_MAX_NAME + 8];
-    const char *kind;                /* "resblock", "attention", "transformer", "layer" */
-    int layers, iterations;          /* iterations made */
-    double mse_nearest, mse_learned; /* of the block's output on the calibration set, rounded hard */
-    double settled;                  /* share of h near 0 or 1 at the end */
-    bool kept_nearest;               /* learning did not help: codes rounded to nearest stayed (12.6) */
-} qd_recon_block;
-typedef struct qd_recon_report {
-    qd_recon_block *blocks;
-    int n;
-} qd_recon_report;
-void qd_recon_report_clear(qd_recon_report *r);
 /* Codes of all quantized layers of a layout whose weights are quantized (round to nearest) learned anew in place; scales stay. The
  * layout's graph is the float reference, smoothing folded. */
 qd_status qd_layout_reconstruct(qd_layout *l, const qd_calibration_set *set, const qd_recon_options *o,
@@ -115,11 +101,27 @@ struct qd_correction {
     int32_t *map_zero;                 // [n_groups, n_maps]
 };
 
-/* Paired table (stage 10): trajectories of the quantized model, the float model asked at the same x. Fills table, channels. */
-qd_status qd_noise_table_collect(qd_correction *c, const qd_graph *reference, const qd_trajectories *quantized,
-                                 const qd_run *run, qd_err *err);
-/* Probe of the float model along float trajectories at the trigger steps. Fills probe. */
-qd_status qd_probe_reference_collect(qd_correction *c, const qd_trajectories *reference, const qd_run *run,
-                                     qd_err *err);
+typedef struct qd_noise_options {
+    int64_t samples;   /* trajectories, others than those that calibrated */
+    int interval;      /* of the probe, in steps */
+    bool paper_offset; /* first probe at step interval / 2 + 1, as published; else at step 0 */
+    bool by_channel;   /* one estimate for each channel */
+    double kappa, mu_max;
+} qd_noise_options;
+
+/* What a correction of this mode needs (stage 10), with options as j has them: the paired table from trajectories of the quantized
+ * model, the float model asked at the same x; the float probe along float trajectories. Nothing for compat. */
+qd_status qd_noise_collect(const qd_noise_options *o, qd_correction_mode mode, const qd_trajectories *j,
+                           const qd_graph *quantized, const qd_run *run, qd_correction **out, qd_err *err);
+
+/* --- ptq.c: the pipeline; denoisers.c: its methods --- */
+typedef struct qd_ptq_stages {
+    bool smooth;
+    qd_correction_mode correction;
+} qd_ptq_stages;
+qd_status qd_ptq_run(const qd_ptq_stages *stages, const qd_quant_task *task, const qd_run *run, qd_graph **out,
+                     qd_quant_report *report, qd_err *err);
+extern const qd_method qd_method_qdiff, qd_method_qncd_intra, qd_method_qncd_inter, qd_method_qncd,
+    qd_method_qncd_compat, qd_method_qncd_plus;
 
 #endif

@@ -124,6 +124,21 @@ qd_status qd_corrected_run(qd_corrected *c, const qd_sample_options *o, const qd
 /* Calls of the network that a run with these options makes: the sampler's and the probe's (8.6). */
 int qd_corrected_calls(const qd_corrected *c, const qd_sample_options *o, int *probes);
 
+/* --- recon.c --- */
+/* What became of one block. */
+typedef struct qd_recon_block {
+    char name[QD_MAX_NAME + 8];
+    const char *kind;                /* "resblock", "attention", "transformer", "layer" */
+    int layers, iterations;          /* iterations made */
+    double mse_nearest, mse_learned; /* of the block's output on the calibration set, rounded hard */
+    double settled;                  /* share of h near 0 or 1 at the end */
+    bool kept_nearest;               /* learning did not help: codes rounded to nearest stayed (12.6) */
+} qd_recon_block;
+typedef struct qd_recon_report {
+    qd_recon_block *blocks;
+    int n;
+} qd_recon_report;
+void qd_recon_report_clear(qd_recon_report *r);
 typedef struct qd_quant_report {
     qd_layer_report *layers;
     int n_layers;
@@ -135,6 +150,7 @@ typedef struct qd_quant_report {
     int *eps_t;
     double *eps_sqnr_db;
     double eps_sqnr_mean_db;   /* of the pooled signal and noise */
+    qd_recon_report recon;     /* blocks whose rounding was learned */
     qd_correction *correction; /* goes with the graph; NULL when the method makes none. Owned by the report */
 } qd_quant_report;
 void qd_quant_report_clear(qd_quant_report *r);

@@ -4,7 +4,7 @@
 
 #include "base/mem.h"
 #include "graph/op.h"
-#include "quant/quant_int.h"
+#include "quant/qncd_int.h"
 
 #define NAME_BYTES (QD_MAX_NAME + 32) /* room for suffixes: the graph refuses names over its own limit */
 
@@ -26,14 +26,31 @@ static qd_node_id take(rewrite *w, qd_node_id id)
     return w->map[id];
 }
 
+/* A smoothed value is divided on its way into codes: the division itself is not computed (qncd.md 7.1). */
+static qd_node_id add_divisor(rewrite *w, const char *layer, qd_node_id factor)
+{
+    char name[NAME_BYTES];
+    qd_tensor divisor = qd_graph_node(w->from, factor)->value;
+    divisor.shape = QD_SHAPE(qd_tensor_count(&divisor));
+    snprintf(name, sizeof name, "%s.divisor", layer);
+    return qd_graph_const(w->to, name, &divisor);
+}
+
 static qd_node_id add_codes(rewrite *w, const char *layer, int quantizer)
 {
     char name[NAME_BYTES];
     const qd_quantizer *q = &w->layout->quantizers[quantizer];
     if (w->codes[quantizer] < 0) {
+        qd_node_id value, factor, in[2] = { -1, -1 };
+        if (q->axis == 1 && qd_smooth_is(w->from, q->value, &value, &factor)) {
+            in[0] = take(w, value);
+            in[1] = add_divisor(w, layer, factor);
+        } else {
+            in[0] = take(w, q->value);
+        }
         snprintf(name, sizeof name, "%s.quantize", layer);
         w->codes[quantizer] =
-            qd_graph_add(w->to, &qd_op_quantize, name, QD_IN(take(w, q->value)),
+            qd_graph_add(w->to, &qd_op_quantize, name, in, in[1] < 0 ? 1 : 2,
                          QD_ATTRS(QD_FLOAT("scale", q->map.scale), QD_INT("zero", q->map.zero),
                                   QD_INT("bits", q->map.bits), QD_INT("symmetric", q->map.symmetric)));
     }
@@ -155,7 +172,7 @@ qd_status qd_layout_apply(const qd_layout *l, qd_graph **out, qd_err *err)
     st = qd_graph_verify(w.to, err);
     if (st)
         goto out;
-    /* A concat that only a split shortcut read is dead now. */
+    /* A concat that only a split shortcut read is dead now, and so is a division that became a divisor. */
     st = qd_graph_prune(w.to, out, err);
 out:
     qd_graph_free(w.to);
