@@ -68,6 +68,9 @@ qd_status qd_op_infer(const qd_node *n, const qd_operand *in, qd_dtype *dtype, q
 qd_conv_shape qd_node_conv_shape(const qd_node *n, const qd_shape *x, const qd_shape *weight, const qd_shape *out);
 /* The codes of a quantize or fake_quant node: 0..2^bits-1, or two's complement when symmetric. */
 void qd_node_code_range(const qd_node *n, int32_t *qmin, int32_t *qmax);
+/* The factor of an attention node's scores on q of so many channels; of a qattention's, what one step of a score of codes means. */
+float qd_node_attention_scale(const qd_node *n, int64_t channels);
+float qd_node_score_step(const qd_node *n, int64_t channels);
 
 /* clang-format off */
 extern const qd_op
@@ -80,10 +83,14 @@ extern const qd_op
     qd_op_softmax, qd_op_log_softmax, /* attr axis (may be negative; default last) */
     qd_op_matmul,      /* (a [.., M, K], b [.., K, N]) batched with broadcasting; attrs trans_a, trans_b, alpha */
     qd_op_linear,      /* (x [.., I], weight [O, I], bias? [O]) -> [.., O] */
-    qd_op_attention,   /* (q [N, T, C], k [N, S, C], v [N, S, C]); attrs heads, scale (0 = 1 / sqrt(C / heads)): softmax(q k^T scale) v per
-                          head -> [N, T, C] */
     qd_op_timestep,    /* (t [N] f32 or i64) -> [N, dim] f32; attrs dim, flip_sin_to_cos, freq_shift, max_period: diffusion_models.md 2.1 */
     qd_op_embedding,   /* (index [N] i64 or f32, table [V, D]) -> [N, D]; an index outside 0..V-1 is held at the nearer end, NaN at 0 */
+    /* op_attention.c */
+    qd_op_attention,   /* (q [N, T, C], k [N, S, C], v [N, S, C]); attrs heads, scale (0 = 1 / sqrt(C / heads)): softmax(q k^T scale) v per
+                          head -> [N, T, C] */
+    qd_op_qattention,  /* (q, k, v codes); attrs heads, scale (>= 0), softmax_bits, {q,k,v}_{scale,zero}: see qd_k_qattention; at most
+                          QD_K_MAX_PRODUCTS tokens to attend to */
+    qd_op_fake_attention, /* (q, k, v); attrs heads, scale, softmax_bits: the same in float */
     /* op_codebook.c */
     qd_op_codebook,    /* (x [N, D, ..], table [V, D]) -> like x: at each place the row nearest in L2, the first of equals; for NaN row 0 */
     /* op_func.c: functions of one value */

@@ -1,4 +1,4 @@
-/* op_math.c - operators: elementwise arithmetic, activations, softmax, products, attention, embeddings. */
+/* op_math.c - operators: elementwise arithmetic, activations, softmax, products, embeddings. */
 #include "graph/op_int.h"
 
 #include <float.h>
@@ -390,64 +390,6 @@ const qd_op qd_op_linear = {
     .forward = linear_forward,
     .macs = qd_macs_linear,
     .backward = qd_back_linear,
-};
-
-static qd_status attention_infer(const qd_node *n, const qd_operand *in, qd_dtype *dtype, qd_shape *shape, qd_err *err)
-{
-    static const char *const what[3] = { "q", "k", "v" };
-    qd_status st;
-    for (int k = 0; k < 3; k++) {
-        st = qd_infer_operand(in, k, what[k], QD_F32, 3, 3, err);
-        if (st)
-            return st;
-    }
-    const int64_t *q = in[0].shape.dim, *k = in[1].shape.dim, *v = in[2].shape.dim;
-    if (q[0] != k[0] || k[0] != v[0])
-        return qd_fail(err, QD_E_INVALID, "q, k, v have batches %lld, %lld, %lld", (long long)q[0], (long long)k[0],
-                       (long long)v[0]);
-    if (k[1] != v[1])
-        return qd_fail(err, QD_E_INVALID, "k has %lld tokens, v has %lld", (long long)k[1], (long long)v[1]);
-    if (q[2] != k[2] || k[2] != v[2])
-        return qd_fail(err, QD_E_INVALID, "q, k, v have %lld, %lld, %lld channels", (long long)q[2], (long long)k[2],
-                       (long long)v[2]);
-    st = qd_infer_int(n, "heads", 1, q[2], err);
-    if (st)
-        return st;
-    const int64_t heads = qd_node_int(n, "heads");
-    if (q[2] % heads)
-        return qd_fail(err, QD_E_INVALID, "%lld heads do not divide %lld channels", (long long)heads, (long long)q[2]);
-    *shape = in[0].shape;
-    *dtype = QD_F32;
-    return qd_infer_finite(n, "scale", err);
-}
-
-static void attention_forward(const qd_node *n, const qd_tensor *const *in, qd_tensor *out)
-{
-    const int64_t *q = in[0]->shape.dim, heads = qd_node_int(n, "heads");
-    const double given = qd_node_float(n, "scale");
-    const double scale = given != 0.0 ? given : 1.0 / sqrt((double)(q[2] / heads));
-    qd_k_attention(qd_f32(out), qd_f32(in[0]), qd_f32(in[1]), qd_f32(in[2]), q[0], q[1], in[1]->shape.dim[1], q[2],
-                   heads, (float)scale);
-}
-
-static int64_t attention_macs(const qd_node *n, const qd_operand *in, const qd_shape *out)
-{
-    return qd_sat_mul(qd_sat_mul(2, qd_dims(out, 0, 3)), in[1].shape.dim[1]);
-}
-
-const qd_op qd_op_attention = {
-    .name = "attention",
-    .summary = "softmax(q k^T scale) v for every head.",
-    .attrs = (const qd_op_attr[]){ { "heads", QD_ATTR_INT, 1, 0, "number of heads" },
-                                   { "scale", QD_ATTR_FLOAT, 0.0, 0,
-                                     "factor of the scores; 0 = 1 / sqrt(channels of a head)" },
-                                   { NULL } },
-    .min_inputs = 3,
-    .max_inputs = 3,
-    .infer = attention_infer,
-    .forward = attention_forward,
-    .macs = attention_macs,
-    .backward = qd_back_attention,
 };
 
 /* --- embeddings --- */

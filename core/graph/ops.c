@@ -23,7 +23,7 @@ const qd_op *const qd_ops[] = {
     &qd_op_conv2d, &qd_op_conv_transpose2d, &qd_op_upsample, &qd_op_avg_pool, &qd_op_max_pool, &qd_op_global_avg_pool,
     &qd_op_group_norm, &qd_op_layer_norm, &qd_op_batch_norm,
     &qd_op_reshape, &qd_op_permute, &qd_op_concat, &qd_op_slice, &qd_op_gather, &qd_op_expand, &qd_op_pad,
-    &qd_op_quantize, &qd_op_dequantize, &qd_op_fake_quant, &qd_op_qconv2d, &qd_op_qlinear,
+    &qd_op_quantize, &qd_op_dequantize, &qd_op_fake_quant, &qd_op_qconv2d, &qd_op_qlinear, &qd_op_qattention, &qd_op_fake_attention,
     &qd_op_batch_norm_stats, &qd_op_batch_norm_train, &qd_op_learned_quant, &qd_op_soft_round, &qd_op_detach,
     &qd_op_less, &qd_op_unary_grad, &qd_op_clip_grad, &qd_op_leaky_relu_grad, &qd_op_softmax_grad, &qd_op_log_softmax_grad,
     &qd_op_linear_grad_input, &qd_op_linear_grad_weight, &qd_op_sum_like, &qd_op_reshape_like, &qd_op_reduce_grad,

@@ -65,6 +65,23 @@ void qd_k_log_softmax(float *dst, const float *src, int64_t outer, int64_t axis,
 /* q [n, t, c], k and v [n, s, c]; head h owns channels [h c/heads, (h+1) c/heads). scale is used as it is. */
 void qd_k_attention(float *dst, const float *q, const float *k, const float *v, int64_t n, int64_t t, int64_t s,
                     int64_t c, int64_t heads, float scale);
+/* Attention on codes (qncd.md 4.2). Each weight of the softmax is itself a code, with zero point 0 and the largest weight of its query as
+ * the largest code: with a_ij = sum_c (q_ic - q_zero) (k_jc - k_zero), exact,
+ *   p_ij = rne(exp((float)(a_ij - max_j a_ij) * score_step) * (2^softmax_bits - 1))
+ *   dst_i = v_scale * sum_j p_ij (v_j - v_zero) / sum_j p_ij, both sums exact.
+ * At most 16384 channels to a head and QD_K_MAX_PRODUCTS tokens s. */
+typedef struct qd_k_head_codes {
+    const void *q, *k, *v;
+    bool q_signed, k_signed, v_signed;
+    int32_t q_zero, k_zero, v_zero;
+    float score_step; /* q_scale * k_scale * scale */
+    float v_scale;
+    int softmax_bits;
+} qd_k_head_codes;
+void qd_k_qattention(float *dst, const qd_k_head_codes *a, int64_t n, int64_t t, int64_t s, int64_t c, int64_t heads);
+/* The same on floats that may be values of codes: only the weights are rounded. */
+void qd_k_fake_attention(float *dst, const float *q, const float *k, const float *v, int64_t n, int64_t t, int64_t s,
+                         int64_t c, int64_t heads, float scale, int softmax_bits);
 
 /* k_elem.c */
 typedef enum qd_unary {

@@ -112,9 +112,17 @@ static void make_linear(trial *t, qd_rng *r)
 static void make_attention(trial *t, qd_rng *r)
 {
     const int64_t n = pick(r, 1, 2), heads = pick(r, 1, 3), c = heads * pick(r, 1, 4), keys = pick(r, 1, 5);
-    put(t, QD_F32, QD_SHAPE(n, pick(r, 1, 5), c));
-    put(t, QD_F32, QD_SHAPE(n, keys, c));
-    put(t, QD_F32, QD_SHAPE(n, keys, c));
+    const bool codes = t->node.op == &qd_op_qattention;
+    static const char *const maps[3][2] = { { "q_scale", "q_zero" }, { "k_scale", "k_zero" }, { "v_scale", "v_zero" } };
+    for (int k = 0; k < 3; k++) {
+        put(t, !codes ? QD_F32 : pick(r, 0, 1) ? QD_U8 : QD_I8, QD_SHAPE(n, k ? keys : pick(r, 1, 5), c));
+        if (codes) {
+            attr(t, maps[k][0])->f = 0.1;
+            attr(t, maps[k][1])->i = pick(r, 0, 127);
+        }
+    }
+    if (t->node.op != &qd_op_attention)
+        attr(t, "softmax_bits")->i = pick(r, 0, 1) ? 8 : 16;
     attr(t, "heads")->i = heads;
 }
 
@@ -520,6 +528,8 @@ static const struct {
     { &qd_op_matmul, make_matmul },
     { &qd_op_linear, make_linear },
     { &qd_op_attention, make_attention },
+    { &qd_op_qattention, make_attention },
+    { &qd_op_fake_attention, make_attention },
     { &qd_op_timestep, make_timestep },
     { &qd_op_embedding, make_embedding },
     { &qd_op_codebook, make_codebook },
