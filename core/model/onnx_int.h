@@ -8,6 +8,28 @@
 #define QD_ONNX_OPSET_MIN 7
 #define QD_ONNX_OPSET_MAX 21
 
+/* TensorProto.DataType */
+typedef enum qd_onnx_type {
+    QD_ONNX_TYPE_FLOAT = 1,
+    QD_ONNX_TYPE_UINT8,
+    QD_ONNX_TYPE_INT8,
+    QD_ONNX_TYPE_UINT16,
+    QD_ONNX_TYPE_INT16,
+    QD_ONNX_TYPE_INT32,
+    QD_ONNX_TYPE_INT64,
+    QD_ONNX_TYPE_STRING,
+    QD_ONNX_TYPE_BOOL,
+    QD_ONNX_TYPE_FLOAT16,
+    QD_ONNX_TYPE_DOUBLE,
+    QD_ONNX_TYPE_UINT32,
+    QD_ONNX_TYPE_UINT64,
+    QD_ONNX_TYPE_COMPLEX64,
+    QD_ONNX_TYPE_COMPLEX128,
+    QD_ONNX_TYPE_BFLOAT16,
+    QD_ONNX_TYPE_UINT4 = 21,
+    QD_ONNX_TYPE_INT4,
+} qd_onnx_type;
+
 /* --- onnx_wire.c: bytes to structs; every string and array is lent by the file --- */
 
 typedef enum qd_onnx_kind {
@@ -31,6 +53,7 @@ typedef struct qd_onnx_attr {
     const float *floats;
     size_t n; // of ints or floats
     qd_tensor t;
+    int elem_type; /* of t */
 } qd_onnx_attr;
 
 typedef struct qd_onnx_node {
@@ -55,9 +78,11 @@ typedef struct qd_onnx_file {
     int64_t opset;
     qd_onnx_node *node;
     int n_nodes;
-    qd_meta *meta;            /* metadata_props */
-    qd_weights *initializers; /* F32 for every float type, I64 for every whole one and bool */
-    qd_onnx_value *input;     /* without those that are initializers */
+    qd_meta *meta; /* metadata_props */
+    qd_weights
+        *initializers;     /* F32 for every float type, I8 and U8 for codes, I64 for every other whole one and bool */
+    int *initializer_type; // [initializers]
+    qd_onnx_value *input;  /* without those that are initializers */
     qd_onnx_value *output;
     int n_inputs, n_outputs;
     qd_arena arena;
@@ -73,8 +98,10 @@ void qd_onnx_free(qd_onnx_file *f);
 bool qd_onnx_looks_like(const void *data, size_t size);
 /* "float", "int64", "float16", ...: of TensorProto.DataType. */
 const char *qd_onnx_type_name(int elem_type);
-/* F32 or I64, as initializers are kept; false for what is neither (strings, complex, unknown). */
+/* F32, I8, U8 or I64, as initializers are kept; false for what is neither (strings, complex, unknown). */
 bool qd_onnx_type_kept(int elem_type, qd_dtype *out);
+/* The codes of a type of 8 or 4 bits; false for any other. */
+bool qd_onnx_type_range(int elem_type, int64_t *lo, int64_t *hi);
 
 const qd_onnx_attr *qd_onnx_attr_find(const qd_onnx_node *n, const char *name); /* NULL when absent */
 int64_t qd_onnx_attr_int(const qd_onnx_node *n, const char *name, int64_t fallback);
@@ -91,7 +118,8 @@ extern const int64_t qd_onnx_batch[QD_ONNX_WORLDS]; /* two primes */
 
 typedef struct qd_onnx_number {
     bool constant;
-    qd_tensor t[QD_ONNX_WORLDS]; /* constant: F32 or I64; they share storage when equal */
+    int elem_type;               /* constant: as in the file, 0 = no more known than its dtype */
+    qd_tensor t[QD_ONNX_WORLDS]; /* constant: F32, I64, or codes in I8, U8; they share storage when equal */
     qd_node_id id;               /* else */
     qd_dtype dtype;
     qd_shape shape[QD_ONNX_WORLDS];
@@ -157,6 +185,14 @@ struct qd_onnx_reader {
     qd_node_id batch_of; /* an input whose first dim is the batch; -1 = none */
 };
 
+/* A new value under an ONNX name; takes v, also on failure. */
+qd_status qd_onnx_value_add(qd_onnx_reader *r, const char *name, qd_onnx_number *v, qd_err *err);
+/* A value as a node of the graph: a constant becomes one, once. -1 = the builder failed, and remembers why. */
+qd_node_id qd_onnx_number_node(qd_onnx_reader *r, const char *name, qd_onnx_number *v);
+/* Remembers the shapes of the graph's newest node in both worlds. */
+void qd_onnx_shapes_push(qd_onnx_reader *r, qd_node_id id, const qd_shape given[QD_ONNX_WORLDS]);
+/* The builder's sticky failure as the caller's. */
+qd_status qd_onnx_graph_words(const qd_onnx_reader *r, qd_err *err);
 /* The value of input k; NULL when left out. */
 const qd_onnx_number *qd_onnx_in(const qd_onnx_reader *r, const qd_onnx_node *n, int k);
 /* It as a node of the graph: constants become const nodes, once. -1 = left out, or the builder failed. */
@@ -184,6 +220,8 @@ const qd_shape *qd_onnx_node_shape(const qd_onnx_reader *r, qd_node_id x, int wo
 /* x under the shape given for both worlds; x itself when it has it already. */
 qd_node_id qd_onnx_reshape(qd_onnx_reader *r, const qd_onnx_node *n, const char *suffix, qd_node_id x,
                            const qd_shape target[QD_ONNX_WORLDS]);
+
+/* --- onnx_graph.c --- */
 
 /* A graph from a parsed file, which may go afterwards: tensors are counted. Refuses with a list of the nodes it does not know. */
 qd_status qd_onnx_to_graph(const qd_onnx_file *f, qd_budget *budget, qd_graph **out, qd_err *err);

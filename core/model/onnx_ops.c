@@ -160,7 +160,7 @@ static qd_status read_cast(qd_onnx_reader *r, const qd_onnx_node *n, qd_err *err
     const qd_onnx_number *x = qd_onnx_in(r, n, 0);
     qd_dtype kept;
     if (!qd_onnx_type_kept(to, &kept) || strcmp(qd_onnx_type_name(to), "bool") == 0 ||
-        (kept == QD_I64 && x->dtype == QD_F32))
+        (kept != QD_F32 && x->dtype != kept))
         return qd_fail(err, QD_E_UNSUPPORTED, "a computed value as %s (type %d)", qd_onnx_type_name(to), to);
     if (kept == x->dtype)
         return qd_onnx_alias(r, n, 0, x, err);

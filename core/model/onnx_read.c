@@ -1,14 +1,9 @@
-/* onnx_read.c - a parsed ONNX file becomes a graph of ours, node by node: constants are worked out, the rest is looked up in
- * onnx_ops.c, and what cannot be read is listed by name. */
+/* onnx_read.c - what the rows of an ONNX graph are read with: values by name, constants, nodes of ours in two worlds. */
 #include "model/onnx_int.h"
 
 #include <assert.h>
 #include <stdio.h>
 #include <string.h>
-
-#include "base/fs.h"
-
-#define PROBE_BYTES ((size_t)65536) /* of a file, to recognise it by */
 
 /* --- values --- */
 
@@ -26,8 +21,7 @@ const qd_shape *qd_onnx_shape_of(const qd_onnx_number *v, int world)
     return v->constant ? &v->t[world].shape : &v->shape[world];
 }
 
-/* A new value under an ONNX name; takes v, also on failure. */
-static qd_status value_add(qd_onnx_reader *r, const char *name, qd_onnx_number *v, qd_err *err)
+qd_status qd_onnx_value_add(qd_onnx_reader *r, const char *name, qd_onnx_number *v, qd_err *err)
 {
     qd_status st = QD_OK;
     if (qd_names_find(&r->names, name) >= 0)
@@ -57,7 +51,7 @@ qd_status qd_onnx_alias(qd_onnx_reader *r, const qd_onnx_node *n, int k, const q
     if (k >= n->n_outputs || !n->output[k][0])
         return QD_OK;
     qd_onnx_number_share(&copy, v);
-    return value_add(r, n->output[k], &copy, err);
+    return qd_onnx_value_add(r, n->output[k], &copy, err);
 }
 
 qd_status qd_onnx_fixed(const qd_onnx_reader *r, const qd_onnx_node *n, int k, const qd_tensor **out, qd_err *err)
@@ -149,8 +143,7 @@ static void name_node(const qd_onnx_reader *r, const qd_onnx_node *n, const char
     }
 }
 
-/* Remembers the shapes of the graph's newest node in both worlds. */
-static void shapes_push(qd_onnx_reader *r, qd_node_id id, const qd_shape given[QD_ONNX_WORLDS])
+void qd_onnx_shapes_push(qd_onnx_reader *r, qd_node_id id, const qd_shape given[QD_ONNX_WORLDS])
 {
     if (id < 0)
         return;
@@ -205,7 +198,7 @@ qd_node_id qd_onnx_add(qd_onnx_reader *r, const qd_onnx_node *n, const char *suf
             return -1;
         }
     }
-    shapes_push(r, id, made);
+    qd_onnx_shapes_push(r, id, made);
     return id;
 }
 
@@ -213,7 +206,7 @@ static qd_node_id const_named(qd_onnx_reader *r, const char *name, const qd_tens
 {
     const qd_node_id id = qd_graph_const(r->graph, name, t);
     const qd_shape both[QD_ONNX_WORLDS] = { t->shape, t->shape };
-    shapes_push(r, id, both);
+    qd_onnx_shapes_push(r, id, both);
     return id;
 }
 
@@ -284,7 +277,7 @@ static qd_node_id repeated(qd_onnx_reader *r, const qd_onnx_node *named, const q
                        QD_ATTRS(qd_attr_ints("shape", one.rank, one.dim)));
 }
 
-static qd_node_id number_node(qd_onnx_reader *r, const char *name, qd_onnx_number *v)
+qd_node_id qd_onnx_number_node(qd_onnx_reader *r, const char *name, qd_onnx_number *v)
 {
     const qd_onnx_node named = { .name = name, .op = "const" };
     if (v->id >= 0)
@@ -305,11 +298,10 @@ static qd_node_id number_node(qd_onnx_reader *r, const char *name, qd_onnx_numbe
 qd_node_id qd_onnx_node_of(qd_onnx_reader *r, const qd_onnx_node *n, int k)
 {
     const qd_onnx_number *v = qd_onnx_in(r, n, k);
-    return v ? number_node(r, n->input[k], &r->value[v - r->value]) : -1;
+    return v ? qd_onnx_number_node(r, n->input[k], &r->value[v - r->value]) : -1;
 }
 
-/* The builder's sticky failure as the caller's. */
-static qd_status graph_words(const qd_onnx_reader *r, qd_err *err)
+qd_status qd_onnx_graph_words(const qd_onnx_reader *r, qd_err *err)
 {
     qd_status st = qd_graph_verify(r->graph, err);
     return st ? st : qd_fail(err, QD_E_INTERNAL, "a node could not be made");
@@ -318,13 +310,13 @@ static qd_status graph_words(const qd_onnx_reader *r, qd_err *err)
 qd_status qd_onnx_set(qd_onnx_reader *r, const qd_onnx_node *n, int k, qd_node_id id, qd_err *err)
 {
     if (id < 0)
-        return graph_words(r, err);
+        return qd_onnx_graph_words(r, err);
     if (k >= n->n_outputs || !n->output[k][0])
         return QD_OK;
     qd_onnx_number v = { .id = id, .dtype = qd_graph_node(r->graph, id)->dtype };
     for (int w = 0; w < QD_ONNX_WORLDS; w++)
         v.shape[w] = *qd_onnx_node_shape(r, id, w);
-    return value_add(r, n->output[k], &v, err);
+    return qd_onnx_value_add(r, n->output[k], &v, err);
 }
 
 qd_node_id qd_onnx_reshape(qd_onnx_reader *r, const qd_onnx_node *n, const char *suffix, qd_node_id x,
@@ -356,290 +348,4 @@ qd_node_id qd_onnx_reshape(qd_onnx_reader *r, const qd_onnx_node *n, const char 
             open = k;
     }
     return qd_onnx_add(r, n, suffix, &qd_op_reshape, QD_IN(x), QD_ATTRS(qd_attr_ints("shape", target[0].rank, dims)));
-}
-
-/* --- the file --- */
-
-/* Ops that hand their first input on. */
-static bool is_alias(const char *op)
-{
-    return strcmp(op, "Identity") == 0 || strcmp(op, "Dropout") == 0;
-}
-
-static const char *fault_of(const qd_onnx_node *n)
-{
-    if (n->domain[0])
-        return n->domain;
-    for (int k = 0; k < n->n_attrs; k++)
-        if (n->attr[k].kind == QD_ONNX_GRAPH)
-            return "with a graph inside";
-    return is_alias(n->op) || qd_onnx_folds(n->op) || qd_onnx_op_find(n->op) ? NULL : "";
-}
-
-/* Every node we do not know, as many as fit by name. */
-static qd_status check_supported(const qd_onnx_file *f, qd_err *err)
-{
-    char list[360] = "";
-    size_t used = 0;
-    int total = 0, shown = 0;
-    for (int k = 0; k < f->n_nodes; k++) {
-        const qd_onnx_node *n = &f->node[k];
-        const char *fault = fault_of(n);
-        if (!fault)
-            continue;
-        if (shown == total &&
-            used + strnlen(n->name, 80) + strnlen(n->op, 40) + strnlen(fault, 40) + 12 < sizeof(list)) {
-            used += (size_t)snprintf(list + used, sizeof(list) - used, "%s'%.80s' (%.40s%s%.40s)", shown ? ", " : "",
-                                     n->name, n->op, fault[0] ? ", " : "", fault);
-            shown++;
-        }
-        total++;
-    }
-    if (!total)
-        return QD_OK;
-    if (shown < total)
-        return qd_fail(err, QD_E_UNSUPPORTED, "%d nodes are of kinds we do not read: %s and %d more", total, list,
-                       total - shown);
-    return qd_fail(err, QD_E_UNSUPPORTED, "%d node%s of kinds we do not read: %s", total, total > 1 ? "s are" : " is",
-                   list);
-}
-
-static qd_status read_initializers(qd_onnx_reader *r, qd_err *err)
-{
-    const qd_weights *w = r->file->initializers;
-    qd_status st = QD_OK;
-    for (int k = 0; k < qd_weights_count(w) && !st; k++) {
-        qd_onnx_number v = { .constant = true, .id = -1, .dtype = qd_weights_at(w, k)->dtype };
-        for (int j = 0; j < QD_ONNX_WORLDS; j++)
-            qd_tensor_share(&v.t[j], qd_weights_at(w, k));
-        st = value_add(r, qd_weights_name(w, k), &v, err);
-    }
-    return st;
-}
-
-static qd_status read_input(qd_onnx_reader *r, const qd_onnx_value *in, qd_err *err)
-{
-    qd_onnx_number v = { .id = -1 };
-    qd_shape declared = { .rank = in->rank };
-    if (!qd_onnx_type_kept(in->elem_type, &v.dtype))
-        return qd_fail(err, QD_E_UNSUPPORTED,
-                       "input '%.150s' has type %s (%d), must be a tensor of floats or whole numbers", in->name,
-                       qd_onnx_type_name(in->elem_type), in->elem_type);
-    if (in->rank < 0)
-        return qd_fail(err, QD_E_UNSUPPORTED, "input '%.150s' has no declared shape", in->name);
-    for (int k = 0; k < in->rank; k++) {
-        declared.dim[k] = in->dim[k];
-        if (in->dim[k] < 0 && k > 0)
-            return qd_fail(
-                err, QD_E_UNSUPPORTED,
-                "dimension %d ('%.60s') of input '%.150s' is not fixed: only the first, the batch, may be open", k,
-                in->dim_name[k], in->name);
-        if (in->dim[k] < 0)
-            declared.dim[k] = -1;
-    }
-    v.id = qd_graph_input(r->graph, in->name, v.dtype, &declared);
-    if (v.id < 0)
-        return graph_words(r, err);
-    for (int w = 0; w < QD_ONNX_WORLDS; w++) {
-        v.shape[w] = declared;
-        if (declared.rank && declared.dim[0] == -1)
-            v.shape[w].dim[0] = qd_onnx_batch[w];
-    }
-    if (declared.rank && declared.dim[0] == -1 && r->batch_of < 0)
-        r->batch_of = v.id;
-    shapes_push(r, v.id, v.shape);
-    return value_add(r, in->name, &v, err);
-}
-
-static qd_status read_known_node(qd_onnx_reader *r, const qd_onnx_node *n, qd_err *err)
-{
-    const qd_onnx_number *in[QD_MAX_INPUTS];
-    qd_onnx_number made;
-    bool done = false;
-    for (int k = 0; k < n->n_inputs; k++)
-        if (n->input[k][0] && qd_names_find(&r->names, n->input[k]) < 0)
-            return qd_fail(err, QD_E_FORMAT, "input '%.150s' is made by no node before it", n->input[k]);
-    if (is_alias(n->op)) {
-        const qd_onnx_number *v = qd_onnx_in(r, n, 0);
-        return v ? qd_onnx_alias(r, n, 0, v, err) : qd_fail(err, QD_E_FORMAT, "input 0 is missing");
-    }
-    if (n->n_inputs <= QD_MAX_INPUTS) {
-        for (int k = 0; k < n->n_inputs; k++)
-            in[k] = qd_onnx_in(r, n, k);
-        qd_status st = qd_onnx_fold(n, r->file->opset, in, n->n_inputs, r->budget, &made, &done, err);
-        if (st)
-            return st;
-        if (done && n->n_outputs > 0)
-            return value_add(r, n->output[0], &made, err);
-        if (done) {
-            qd_onnx_number_clear(&made);
-            return QD_OK;
-        }
-    }
-    const qd_onnx_op *op = qd_onnx_op_find(n->op);
-    if (!op)
-        return qd_fail(err, QD_E_UNSUPPORTED, "we read it on constants only");
-    if (n->n_inputs < op->min_inputs || n->n_inputs > op->max_inputs)
-        return qd_fail(err, QD_E_FORMAT, "%d inputs, takes %d to %d", n->n_inputs, op->min_inputs, op->max_inputs);
-    for (int k = 0; k < op->min_inputs; k++)
-        if (!n->input[k][0])
-            return qd_fail(err, QD_E_FORMAT, "input %d is left out", k);
-    return op->read(r, n, err);
-}
-
-static qd_status read_outputs(qd_onnx_reader *r, qd_err *err)
-{
-    for (int k = 0; k < r->file->n_outputs; k++) {
-        const char *name = r->file->output[k].name;
-        const int at = qd_names_find(&r->names, name);
-        if (at < 0)
-            return qd_fail(err, QD_E_FORMAT, "no node makes the output '%.150s'", name);
-        const qd_node_id id = number_node(r, name, &r->value[at]);
-        if (id < 0)
-            return graph_words(r, err);
-        qd_graph_output(r->graph, name, id);
-    }
-    return qd_graph_verify(r->graph, err);
-}
-
-static qd_status read_graph(qd_onnx_reader *r, qd_err *err)
-{
-    const qd_onnx_file *f = r->file;
-    qd_status st = check_supported(f, err);
-    if (!st)
-        st = qd_graph_new(&r->graph, err);
-    for (int k = 0; k < f->n_inputs && !st; k++)
-        st = read_input(r, &f->input[k], err);
-    if (!st)
-        st = read_initializers(r, err);
-    for (int k = 0; k < f->n_nodes && !st; k++) {
-        st = read_known_node(r, &f->node[k], err);
-        if (st)
-            qd_fail_in(err, st, "node '%.120s' (%.40s)", f->node[k].name, f->node[k].op);
-    }
-    return st ? st : read_outputs(r, err);
-}
-
-qd_status qd_onnx_to_graph(const qd_onnx_file *f, qd_budget *budget, qd_graph **out, qd_err *err)
-{
-    qd_onnx_reader r = { .file = f, .budget = budget, .batch_of = -1 };
-    qd_graph *whole = NULL;
-    qd_status st = read_graph(&r, err);
-    if (!st)
-        st = qd_graph_prune(r.graph, &whole, err);
-    for (int k = 0; k < r.names.count; k++)
-        qd_onnx_number_clear(&r.value[k]);
-    qd_free(r.value);
-    qd_free(r.shape);
-    qd_names_clear(&r.names);
-    qd_graph_free(r.graph);
-    if (st)
-        return st;
-    st = qd_onnx_recognise(whole, out, err);
-    qd_graph_free(whole);
-    return st;
-}
-
-qd_status qd_onnx_read(const void *data, size_t size, qd_budget *budget, qd_graph **graph, qd_err *err)
-{
-    qd_onnx_file *f = NULL;
-    qd_status st = qd_onnx_parse(data, size, NULL, budget, &f, err);
-    if (!st)
-        st = qd_onnx_to_graph(f, budget, graph, err);
-    qd_onnx_free(f);
-    return st;
-}
-
-/* --- rows of formats.c --- */
-
-bool qd_onnx_sniff(const char *path)
-{
-    qd_map m = { 0 };
-    if (qd_fs_is_dir(path) || qd_map_open(&m, path, NULL))
-        return false;
-    const bool yes = m.size && qd_onnx_looks_like(m.data, m.size < PROBE_BYTES ? m.size : PROBE_BYTES);
-    qd_map_close(&m);
-    return yes;
-}
-
-static qd_status load(const char *path, const char *folder, qd_budget *budget, qd_model *m, qd_err *err)
-{
-    qd_map map = { 0 };
-    qd_onnx_file *f = NULL;
-    qd_status st = qd_map_open(&map, path, err);
-    if (st)
-        return st;
-    st = qd_onnx_parse(map.data, map.size, folder, budget, &f, err);
-    m->file_bytes = map.size;
-    qd_map_close(&map);
-    if (!st)
-        st = qd_onnx_to_graph(f, budget, &m->graph, err);
-    if (!st)
-        st = qd_meta_copy(m->meta, f->meta, err);
-    const char *scheduler = st ? NULL : qd_meta_find(m->meta, "scheduler_config");
-    if (scheduler)
-        st = qd_config_parse(scheduler, strlen(scheduler), "metadata 'scheduler_config'", &m->scheduler, err);
-    qd_onnx_free(f);
-    return st ? qd_fail_in(err, st, "%.100s", qd_base_name(path)) : QD_OK;
-}
-
-qd_status qd_onnx_load(const char *path, qd_budget *budget, qd_model *m, qd_err *err)
-{
-    return load(path, NULL, budget, m, err);
-}
-
-/* The only *.onnx file of a folder, or of the one folder inside it; both NULL when there is none, or several. */
-static qd_status find_in_folder(const char *path, char **folder, char **file, qd_err *err)
-{
-    int n = 0;
-    char *first = NULL;
-    *file = NULL;
-    *folder = qd_folder_root(path);
-    if (!*folder)
-        return qd_fail(err, QD_E_NOMEM, "out of memory for a path");
-    qd_status st = qd_folder_list(*folder, ".safetensors", &n, &first, err);
-    qd_free(first);
-    first = NULL;
-    if (!st && n) /* weights in our own layout go first */
-        n = 0;
-    else if (!st)
-        st = qd_folder_list(*folder, ".onnx", &n, &first, err);
-    if (!st && n == 1) {
-        *file = qd_fs_join(*folder, first);
-        if (!*file)
-            st = qd_fail(err, QD_E_NOMEM, "out of memory for a path");
-    }
-    qd_free(first);
-    if (st || n != 1) {
-        qd_free(*folder);
-        *folder = NULL;
-    }
-    return st;
-}
-
-bool qd_onnx_folder_sniff(const char *path)
-{
-    char *folder = NULL, *file = NULL;
-    if (!qd_fs_is_dir(path) || find_in_folder(path, &folder, &file, NULL))
-        return false;
-    const bool yes = file && qd_onnx_sniff(file);
-    qd_free(file);
-    qd_free(folder);
-    return yes;
-}
-
-qd_status qd_onnx_folder_load(const char *path, qd_budget *budget, qd_model *m, qd_err *err)
-{
-    char *folder = NULL, *file = NULL;
-    qd_status st = find_in_folder(path, &folder, &file, err);
-    if (st)
-        return st;
-    if (!file)
-        return qd_fail(err, QD_E_FORMAT, "'%.100s' has no single *.onnx file", qd_base_name(path));
-    st = load(file, folder, budget, m, err);
-    if (!st && !m->scheduler)
-        st = qd_folder_scheduler(folder, &m->scheduler, err);
-    qd_free(file);
-    qd_free(folder);
-    return st;
 }

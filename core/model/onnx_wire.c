@@ -1,16 +1,14 @@
 /* onnx_wire.c - ONNX files (protobuf, onnx.proto) as plain structs. Every size is counted before the library takes memory. */
-#include "model/onnx_int.h"
+#include "model/onnx_tensor.h"
 
 #include <stdio.h>
 #include <string.h>
 
-#include "base/fs.h"
 #include "onnx.pb-c.h"
 
 #define MAX_BYTES ((size_t)2 << 30) /* protobuf's own limit of a message */
 #define MAX_DEPTH                                                                                                      \
     16 /* Model > Graph > Input > Type > Tensor > Shape > Dim is 7; subgraphs are refused later, by name */
-#define MAX_EXTERNAL 64 /* files with external data */
 
 /* --- counting: what unpacking would take, before it does --- */
 
@@ -122,149 +120,19 @@ static void message_free(void *ctx, void *p)
     qd_free(p);
 }
 
-/* --- types --- */
-
-#define T(x) ONNX__TENSOR_PROTO__DATA_TYPE__##x
-
-static const struct {
-    int type;
-    const char *name;
-    size_t bytes; /* of one element in raw_data; 0 = refused */
-    qd_dtype raw, kept;
-} types[] = {
-    { T(FLOAT), "float", 4, QD_F32, QD_F32 },         { T(FLOAT16), "float16", 2, QD_F16, QD_F32 },
-    { T(BFLOAT16), "bfloat16", 2, QD_BF16, QD_F32 },  { T(DOUBLE), "double", 8, QD_F64, QD_F32 },
-    { T(INT64), "int64", 8, QD_I64, QD_I64 },         { T(INT32), "int32", 4, QD_I32, QD_I64 },
-    { T(INT16), "int16", 2, QD_I16, QD_I64 },         { T(INT8), "int8", 1, QD_I8, QD_I64 },
-    { T(UINT8), "uint8", 1, QD_U8, QD_I64 },          { T(BOOL), "bool", 1, QD_BOOL, QD_I64 },
-    { T(UINT16), "uint16", 2, QD_I16, QD_I64 },       { T(UINT32), "uint32", 4, QD_I32, QD_I64 },
-    { T(UINT64), "uint64", 8, QD_I64, QD_I64 },       { T(STRING), "string", 0, QD_F32, QD_F32 },
-    { T(COMPLEX64), "complex64", 0, QD_F32, QD_F32 }, { T(COMPLEX128), "complex128", 0, QD_F32, QD_F32 },
-};
-enum { N_TYPES = sizeof(types) / sizeof(types[0]) };
-
-static int type_row(int type)
+static const char *text_or(const char *s, const char *fallback)
 {
-    for (int k = 0; k < N_TYPES; k++)
-        if (types[k].type == type)
-            return k;
-    return -1;
+    return s ? s : fallback;
 }
 
-const char *qd_onnx_type_name(int elem_type)
-{
-    const int k = type_row(elem_type);
-    return k < 0 ? "unknown" : types[k].name;
-}
-
-bool qd_onnx_type_kept(int elem_type, qd_dtype *out)
-{
-    const int k = type_row(elem_type);
-    if (k < 0 || !types[k].bytes)
-        return false;
-    *out = types[k].kept;
-    return true;
-}
-
-/* --- external data --- */
-
-typedef struct external {
-    const char *location;
-    qd_map map;
-} external;
+/* --- tensors --- */
 
 typedef struct parser {
     qd_onnx_file *f;
     const char *folder;
     qd_budget *budget;
-    external external[MAX_EXTERNAL];
-    int n_external;
+    qd_onnx_outside *outside;
 } parser;
-
-/* A relative path of plain names, so that it stays inside the folder. */
-static bool location_is_safe(const char *s)
-{
-    if (!*s || strlen(s) > 512 || strchr(s, '\\'))
-        return false;
-    for (const char *part = s;;) {
-        const size_t n = strcspn(part, "/");
-        if (n == 0 || part[0] == '.')
-            return false;
-        if (!part[n])
-            return true;
-        part += n + 1;
-    }
-}
-
-static bool parse_u64(const char *s, uint64_t *out)
-{
-    uint64_t v = 0;
-    if (!*s)
-        return false;
-    for (; *s; s++)
-        if (*s < '0' || *s > '9' || v > (UINT64_MAX - 9) / 10)
-            return false;
-        else
-            v = v * 10 + (uint64_t)(*s - '0');
-    *out = v;
-    return true;
-}
-
-static qd_status external_bytes(parser *p, const char *name, const Onnx__TensorProto *t, const uint8_t **data,
-                                size_t *size, qd_err *err)
-{
-    const char *location = "";
-    uint64_t offset = 0, length = 0;
-    bool has_length = false;
-    for (size_t k = 0; k < t->n_external_data; k++) {
-        const char *key = t->external_data[k]->key ? t->external_data[k]->key : "";
-        const char *value = t->external_data[k]->value ? t->external_data[k]->value : "";
-        bool ok = true;
-        if (strcmp(key, "location") == 0)
-            location = value;
-        else if (strcmp(key, "offset") == 0)
-            ok = parse_u64(value, &offset);
-        else if (strcmp(key, "length") == 0)
-            ok = has_length = parse_u64(value, &length);
-        if (!ok)
-            return qd_fail(err, QD_E_FORMAT, "tensor '%.150s': external %s '%.40s' is not a whole number", name, key,
-                           value);
-    }
-    if (!p->folder)
-        return qd_fail(err, QD_E_UNSUPPORTED,
-                       "tensor '%.150s' lies in another file ('%.100s'): send the model's folder as an archive", name,
-                       location);
-    if (!location_is_safe(location))
-        return qd_fail(err, QD_E_FORMAT, "tensor '%.150s': '%.200s' is not a file inside the model's folder", name,
-                       location);
-    int k = 0;
-    while (k < p->n_external && strcmp(p->external[k].location, location) != 0)
-        k++;
-    if (k == MAX_EXTERNAL)
-        return qd_fail(err, QD_E_LIMIT, "tensor '%.150s': external data in more than %d files", name, MAX_EXTERNAL);
-    if (k == p->n_external) {
-        char *path = qd_fs_join(p->folder, location);
-        if (!path)
-            return qd_fail(err, QD_E_NOMEM, "out of memory for a path");
-        const qd_status st = qd_map_open(&p->external[k].map, path, err);
-        qd_free(path);
-        if (st == QD_E_NOT_FOUND)
-            return qd_fail(err, st, "tensor '%.150s': there is no file '%.200s' in the model's folder", name, location);
-        if (st)
-            return qd_fail(err, st, "tensor '%.150s': the file '%.200s' cannot be read", name, location);
-        p->external[k].location = location;
-        p->n_external++;
-    }
-    const qd_map *map = &p->external[k].map;
-    if (offset > map->size || (has_length && length > map->size - offset))
-        return qd_fail(err, QD_E_FORMAT, "tensor '%.150s': bytes %llu + %llu are not in '%.100s', which has %zu", name,
-                       (unsigned long long)offset, (unsigned long long)length, location, map->size);
-    *data = map->data + offset;
-    *size = has_length ? (size_t)length : map->size - (size_t)offset;
-    return QD_OK;
-}
-
-/* --- tensors --- */
 
 /* Bytes that the message gave away, with their share of the budget. */
 typedef struct stolen {
@@ -282,14 +150,15 @@ static void stolen_release(void *owner)
 }
 
 /* The message's own bytes become the tensor's. */
-static qd_status steal(parser *p, Onnx__TensorProto *t, const qd_shape *shape, qd_tensor *out, qd_err *err)
+static qd_status steal(parser *p, Onnx__TensorProto *t, qd_dtype dtype, const qd_shape *shape, qd_tensor *out,
+                       qd_err *err)
 {
     struct qd_onnx_message *m = p->f->message;
     stolen *s = qd_alloc(sizeof(*s));
     if (!s)
         return qd_fail(err, QD_E_NOMEM, "out of memory for a tensor");
     *s = (stolen){ .data = t->raw_data.data, .n = t->raw_data.len, .budget = p->budget };
-    const qd_status st = qd_tensor_wrap(out, QD_F32, shape, s->data, s, stolen_release, err);
+    const qd_status st = qd_tensor_wrap(out, dtype, shape, s->data, s, stolen_release, err);
     if (st) {
         qd_free(s);
         return st;
@@ -300,175 +169,54 @@ static qd_status steal(parser *p, Onnx__TensorProto *t, const qd_shape *shape, q
     return QD_OK;
 }
 
-/* Element k of little-endian raw bytes. */
-static void widen_raw(qd_tensor *out, int64_t k, int type, const uint8_t *src)
+static qd_status outside_bytes(parser *p, const char *name, const Onnx__TensorProto *t, qd_onnx_stored *s, qd_err *err)
 {
-    int64_t whole = 0;
-    float real = 0.0f;
-    uint16_t u16;
-    uint32_t u32;
-    uint64_t u64;
-    double f64;
-    switch (type) {
-    case T(FLOAT):
-        memcpy(&real, src + k * 4, 4);
-        break;
-    case T(FLOAT16):
-    case T(BFLOAT16):
-        memcpy(&u16, src + k * 2, 2);
-        real = type == T(FLOAT16) ? qd_f16_to_f32(u16) : qd_bf16_to_f32(u16);
-        break;
-    case T(DOUBLE):
-        memcpy(&f64, src + k * 8, 8);
-        real = (float)f64;
-        break;
-    case T(INT64):
-    case T(UINT64):
-        memcpy(&u64, src + k * 8, 8);
-        whole = type == T(UINT64) && u64 > INT64_MAX ? INT64_MAX : (int64_t)u64;
-        break;
-    case T(INT32):
-    case T(UINT32):
-        memcpy(&u32, src + k * 4, 4);
-        whole = type == T(INT32) ? (int64_t)(int32_t)u32 : (int64_t)u32;
-        break;
-    case T(INT16):
-    case T(UINT16):
-        memcpy(&u16, src + k * 2, 2);
-        whole = type == T(INT16) ? (int64_t)(int16_t)u16 : (int64_t)u16;
-        break;
-    case T(BOOL):
-        whole = src[k] != 0;
-        break;
-    default:
-        whole = type == T(INT8) ? (int64_t)(int8_t)src[k] : (int64_t)src[k];
-        break;
+    qd_onnx_place place = { .location = "" };
+    for (size_t k = 0; k < t->n_external_data; k++) {
+        const qd_status st = qd_onnx_place_set(&place, name, text_or(t->external_data[k]->key, ""),
+                                               text_or(t->external_data[k]->value, ""), err);
+        if (st)
+            return st;
     }
-    if (out->dtype == QD_F32)
-        qd_f32(out)[k] = real;
-    else
-        ((int64_t *)out->data)[k] = whole;
+    s->is_raw = true;
+    return qd_onnx_outside_find(p->outside, p->folder, name, &place, &s->raw, &s->raw_bytes, err);
 }
 
-/* Element k of the typed field that belongs to the type; n_typed has counted them. */
-static void widen_typed(qd_tensor *out, int64_t k, const Onnx__TensorProto *t)
+static qd_status read_tensor(parser *p, const char *name, Onnx__TensorProto *t, int *type, qd_tensor *out, qd_err *err)
 {
-    switch (t->data_type) {
-    case T(FLOAT):
-        qd_f32(out)[k] = t->float_data[k];
-        return;
-    case T(DOUBLE):
-        qd_f32(out)[k] = (float)t->double_data[k];
-        return;
-    case T(FLOAT16):
-        qd_f32(out)[k] = qd_f16_to_f32((uint16_t)t->int32_data[k]);
-        return;
-    case T(BFLOAT16):
-        qd_f32(out)[k] = qd_bf16_to_f32((uint16_t)t->int32_data[k]);
-        return;
-    case T(INT64):
-        ((int64_t *)out->data)[k] = t->int64_data[k];
-        return;
-    case T(UINT32):
-    case T(UINT64):
-        ((int64_t *)out->data)[k] = t->uint64_data[k] > INT64_MAX ? INT64_MAX : (int64_t)t->uint64_data[k];
-        return;
-    case T(BOOL):
-        ((int64_t *)out->data)[k] = t->int32_data[k] != 0;
-        return;
-    default:
-        ((int64_t *)out->data)[k] = t->int32_data[k];
-        return;
-    }
-}
-
-static size_t n_typed(const Onnx__TensorProto *t)
-{
-    switch (t->data_type) {
-    case T(FLOAT):
-        return t->n_float_data;
-    case T(DOUBLE):
-        return t->n_double_data;
-    case T(INT64):
-        return t->n_int64_data;
-    case T(UINT32):
-    case T(UINT64):
-        return t->n_uint64_data;
-    default:
-        return t->n_int32_data;
-    }
-}
-
-/* dims to a shape; a dim of 0 gives an empty tensor, which only shape arithmetic may use. */
-static qd_status tensor_shape(const char *name, const Onnx__TensorProto *t, qd_shape *shape, int64_t *count,
-                              qd_err *err)
-{
-    if (t->n_dims > QD_MAX_RANK)
-        return qd_fail(err, QD_E_LIMIT, "tensor '%.150s' has %zu dimensions, the limit is %d", name, t->n_dims,
-                       QD_MAX_RANK);
-    *shape = (qd_shape){ .rank = (int)t->n_dims };
-    *count = 1;
-    bool empty = false;
-    for (size_t k = 0; k < t->n_dims; k++) {
-        if (t->dims[k] < 0)
-            return qd_fail(err, QD_E_FORMAT, "tensor '%.150s': dimension %zu is %lld", name, k, (long long)t->dims[k]);
-        shape->dim[k] = t->dims[k];
-        empty = empty || t->dims[k] == 0;
-        if (t->dims[k] && (__builtin_mul_overflow(*count, t->dims[k], count) || *count > QD_MAX_ELEMENTS))
-            return qd_fail(err, QD_E_LIMIT, "tensor '%.150s' has more than %lld elements", name,
-                           (long long)QD_MAX_ELEMENTS);
-    }
-    if (empty)
-        *count = 0;
-    return QD_OK;
-}
-
-static qd_status read_tensor(parser *p, const char *name, Onnx__TensorProto *t, qd_tensor *out, qd_err *err)
-{
-    const int row = t->has_data_type ? type_row(t->data_type) : -1;
-    const uint8_t *raw = t->has_raw_data ? t->raw_data.data : NULL;
-    size_t raw_bytes = t->has_raw_data ? t->raw_data.len : 0;
     const bool outside = t->has_data_location && t->data_location == ONNX__TENSOR_PROTO__DATA_LOCATION__EXTERNAL;
+    qd_onnx_stored s = { .type = t->has_data_type ? t->data_type : 0,
+                         .dims = t->dims,
+                         .n_dims = t->n_dims,
+                         .is_raw = t->has_raw_data,
+                         .raw = t->has_raw_data ? t->raw_data.data : NULL,
+                         .raw_bytes = t->has_raw_data ? t->raw_data.len : 0,
+                         .f32 = t->float_data,
+                         .n_f32 = t->n_float_data,
+                         .f64 = t->double_data,
+                         .n_f64 = t->n_double_data,
+                         .i32 = t->int32_data,
+                         .n_i32 = t->n_int32_data,
+                         .i64 = t->int64_data,
+                         .n_i64 = t->n_int64_data,
+                         .u64 = t->uint64_data,
+                         .n_u64 = t->n_uint64_data };
     qd_shape shape;
-    int64_t count = 0;
-    qd_status st;
-
-    if (row < 0 || !types[row].bytes)
-        return qd_fail(err, QD_E_UNSUPPORTED, "tensor '%.150s' has data type %d (%s), which we do not read", name,
-                       (int)t->data_type, row < 0 ? "unknown" : types[row].name);
+    qd_dtype as_it_is;
     if (t->segment)
         return qd_fail(err, QD_E_UNSUPPORTED, "tensor '%.150s' is stored in segments", name);
-    st = tensor_shape(name, t, &shape, &count, err);
-    if (!st && outside)
-        st = external_bytes(p, name, t, &raw, &raw_bytes, err);
+    qd_status st = outside ? outside_bytes(p, name, t, &s, err) : QD_OK;
+    if (!st)
+        st = qd_onnx_stored_check(&s, name, &shape, err);
     if (st)
         return st;
-    const bool is_raw = outside || t->has_raw_data;
-    const size_t have = is_raw ? raw_bytes / types[row].bytes : n_typed(t);
-    if (have != (size_t)count || (is_raw && raw_bytes % types[row].bytes)) {
-        char text[160];
-        return qd_fail(err, QD_E_FORMAT, "tensor '%.150s' %s %s needs %lld elements, the file gives %zu", name,
-                       types[row].name, qd_shape_text(&shape, text, sizeof(text)), (long long)count, have);
-    }
-    if (t->data_type == T(FLOAT) && t->has_raw_data && !outside && count > 0)
-        return steal(p, t, &shape, out, err);
-    st = qd_tensor_init(out, types[row].kept, &shape, p->budget, err);
-    if (st)
-        return qd_fail_in(err, st, "tensor '%.150s'", name);
-    for (int64_t k = 0; k < count; k++)
-        if (is_raw)
-            widen_raw(out, k, t->data_type, raw);
-        else
-            widen_typed(out, k, t);
-    return QD_OK;
+    *type = s.type;
+    if (!outside && s.raw_bytes && qd_onnx_type_as_it_is(s.type, &as_it_is))
+        return steal(p, t, as_it_is, &shape, out, err);
+    return qd_onnx_stored_read(&s, name, &shape, p->budget, out, err);
 }
 
 /* --- structs --- */
-
-static const char *text_or(const char *s, const char *fallback)
-{
-    return s ? s : fallback;
-}
 
 static qd_status read_attr(parser *p, const char *node, const Onnx__AttributeProto *a, qd_onnx_attr *out, qd_err *err)
 {
@@ -480,7 +228,7 @@ static qd_status read_attr(parser *p, const char *node, const Onnx__AttributePro
         out->kind = QD_ONNX_TENSOR;
         char name[200];
         snprintf(name, sizeof(name), "%.150s.%.40s", node, out->name);
-        return read_tensor(p, name, a->t, &out->t, err);
+        return read_tensor(p, name, a->t, &out->elem_type, &out->t, err);
     } else if (a->n_strings || a->n_tensors || a->sparse_tensor || a->n_sparse_tensors || a->tp || a->n_type_protos) {
         return QD_OK;
     } else if (a->n_ints || a->type == ONNX__ATTRIBUTE_PROTO__ATTRIBUTE_TYPE__INTS) {
@@ -582,11 +330,14 @@ static qd_status read_opset(const Onnx__ModelProto *m, int64_t *opset, qd_err *e
 static qd_status read_initializers(parser *p, const Onnx__GraphProto *g, qd_err *err)
 {
     qd_status st = QD_OK;
+    p->f->initializer_type = qd_arena_alloc(&p->f->arena, (g->n_initializer + 1) * sizeof(*p->f->initializer_type));
+    if (!p->f->initializer_type)
+        return qd_fail(err, QD_E_NOMEM, "out of memory for %zu tensors", g->n_initializer);
     for (size_t k = 0; k < g->n_initializer && !st; k++) {
         Onnx__TensorProto *t = g->initializer[k];
         const char *name = text_or(t->name, "");
         qd_tensor value = { 0 };
-        st = read_tensor(p, name, t, &value, err);
+        st = read_tensor(p, name, t, &p->f->initializer_type[k], &value, err);
         if (!st)
             st = qd_weights_add(p->f->initializers, name, &value, err);
         qd_tensor_clear(&value);
@@ -668,7 +419,7 @@ static qd_status unpack(qd_onnx_file *f, const void *data, size_t size, qd_budge
 qd_status qd_onnx_parse(const void *data, size_t size, const char *folder, qd_budget *budget, qd_onnx_file **out,
                         qd_err *err)
 {
-    parser *p = qd_calloc(1, sizeof(*p));
+    parser p = { .folder = folder, .budget = budget };
     qd_onnx_file *f = qd_calloc(1, sizeof(*f));
     qd_status st = QD_OK;
 
@@ -676,13 +427,14 @@ qd_status qd_onnx_parse(const void *data, size_t size, const char *folder, qd_bu
         qd_arena_init(&f->arena);
         f->message = qd_calloc(1, sizeof(*f->message));
     }
-    if (!p || !f || !f->message) {
+    if (!f || !f->message) {
         st = qd_fail(err, QD_E_NOMEM, "out of memory for an ONNX file");
         goto out;
     }
-    p->f = f;
-    p->folder = folder;
-    p->budget = budget;
+    p.f = f;
+    st = qd_onnx_outside_new(&p.outside, err);
+    if (st)
+        goto out;
     st = unpack(f, data, size, budget, err);
     if (!st)
         st = read_opset(f->message->model, &f->opset, err);
@@ -694,15 +446,13 @@ qd_status qd_onnx_parse(const void *data, size_t size, const char *folder, qd_bu
     if (!st)
         st = read_meta(f, f->message->model, err);
     if (!st)
-        st = read_graph(p, f->message->model->graph, err);
+        st = read_graph(&p, f->message->model->graph, err);
     if (st)
         goto out;
     *out = f;
     f = NULL;
 out:
-    for (int k = 0; p && k < p->n_external; k++)
-        qd_map_close(&p->external[k].map);
-    qd_free(p);
+    qd_onnx_outside_free(p.outside);
     qd_onnx_free(f);
     return st;
 }
