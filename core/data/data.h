@@ -7,6 +7,7 @@
 #include "base/bytes.h"
 #include "base/err.h"
 #include "base/mem.h"
+#include "base/param.h"
 #include "tensor/tensor.h"
 
 /* 8-bit picture, rows top to bottom, channels interleaved: 1 grey, 3 RGB. */
@@ -110,5 +111,140 @@ void qd_dataset_floats(float *dst, const qd_dataset *d, const int64_t *image, in
                        const qd_pixel_scale *scale);
 /* n of the set's pictures drawn without return, in rising order; all of them when there are no more. Returns how many. */
 int64_t qd_dataset_draw(int64_t *image, const qd_dataset *d, int64_t n, uint64_t seed);
+
+/* --- augmentation: random looks at a picture (augment.c, view.c, resample.c) ---
+ *
+ * The steps in their order: crop, flip, colour jitter, grey, blur, scale to floats, erase. Up to the scale all is 8-bit and as
+ * torchvision does it on Pillow pictures, bit for bit (colt.md 3): resampling with antialias and 22-bit weights, horizontal pass
+ * first, rounded after each pass; blends cut off, not rounded; hue in 8-bit HSV. Blur is torchvision's: a true Gaussian of an
+ * odd kernel, edges mirrored, rounded to 8 bits. Erasing comes after the scale and writes 0, the mean colour. */
+
+typedef enum qd_crop {
+    QD_CROP_NONE,    /* the picture as it is */
+    QD_CROP_RESIZED, /* RandomResizedCrop: a random rectangle, resized to size x size */
+    QD_CROP_PADDED,  /* RandomCrop: size x size out of the picture with `pad` zeros around */
+    QD_CROP_CENTRE,  /* shorter side resized to `resize`, then size x size out of the middle */
+} qd_crop;
+
+typedef enum qd_filter {
+    QD_FILTER_BILINEAR,
+    QD_FILTER_BICUBIC, /* a = -0.5 */
+} qd_filter;
+
+typedef struct qd_augment {
+    qd_crop crop;
+    qd_filter filter;
+    int size;                   // pixels, side of what comes out; 0 = height and width of the picture
+    int resize, pad;            // pixels
+    float scale_min, scale_max; // RESIZED: part of the picture's area
+    float ratio_min, ratio_max; // RESIZED: width / height, drawn evenly in its logarithm
+    float flip;                 // probability of a horizontal flip
+    float jitter;               // probability of colour jitter; then its four steps in random order:
+    float brightness, contrast; // factors from [max(0, 1 - x), 1 + x]
+    float saturation;           // the same
+    float hue;                  // turn by [-x, x] of the circle, x <= 0.5
+    float grey;                 // probability
+    float blur;                 // probability
+    float sigma_min, sigma_max; // pixels
+    int kernel;                 // pixels, odd
+    float erase;                // probability of RandomErasing: area 0.02..0.33, ratio 0.3..3.3
+    int cutout;                 // side of a square set to 0, its middle anywhere (DeVries & Taylor 2017); 0 = none
+    qd_pixel_scale scale;       // of the pixels, at the end
+} qd_augment;
+
+/* simclr-cifar, simclr-imagenet, cifar-supervised, imagenet-supervised, eval, eval-imagenet: colt.md 3. */
+typedef struct qd_augment_preset {
+    const char *name, *summary;
+    qd_augment augment; /* scale: mean and deviation of ImageNet for three channels, 0.5 for others */
+} qd_augment_preset;
+extern const qd_augment_preset qd_augment_presets[]; /* ends with a row whose name is NULL */
+extern const char *const qd_augment_names[];         /* the same names, NULL-terminated, as choices of a parameter */
+
+/* For pictures of that many channels. QD_E_NOT_FOUND names what there is. */
+qd_status qd_augment_find(const char *name, int channels, qd_augment *out, qd_err *err);
+/* Everything within its bounds; colour jitter and grey want 1 or 3 channels. Words begin with params.augment. */
+qd_status qd_augment_check(const qd_augment *a, int channels, qd_err *err);
+
+/* Parameter rows: a preset and what departs from it; -1 leaves a value to the preset. For rows of others: QD_AUGMENT_ROWS("eval"). */
+#define QD_AUGMENT_NUMBER(name_, max_, words_)                                                                         \
+    {                                                                                                                  \
+        .name = "augment_" name_, .type = QD_PARAM_NUMBER, .summary = words_ " (-1: as the preset has it).",           \
+        .fallback = "-1", .min = -1, .max = max_                                                                       \
+    }
+#define QD_AUGMENT_INT(name_, max_, words_)                                                                            \
+    {                                                                                                                  \
+        .name = "augment_" name_, .type = QD_PARAM_INT, .summary = words_ " (-1: as the preset has it).",              \
+        .fallback = "-1", .min = -1, .max = max_                                                                       \
+    }
+#define QD_AUGMENT_ROWS(preset_)                                                                                       \
+    { .name = "augment",                                                                                               \
+      .type = QD_PARAM_CHOICE,                                                                                         \
+      .summary = "How pictures are varied before they are shown.",                                                     \
+      .fallback = preset_,                                                                                             \
+      .choices = qd_augment_names },                                                                                   \
+        QD_AUGMENT_INT("size", 1024, "Side of the pictures shown, in pixels"),                                         \
+        QD_AUGMENT_INT("pad", 512, "Zeros around a picture before it is cropped, in pixels"),                          \
+        QD_AUGMENT_NUMBER("scale_min", 1, "Smallest part of a picture's area a crop takes"),                           \
+        QD_AUGMENT_NUMBER("scale_max", 1, "Largest part of a picture's area a crop takes"),                            \
+        QD_AUGMENT_NUMBER("flip", 1, "Probability of a horizontal flip"),                                              \
+        QD_AUGMENT_NUMBER("jitter", 1, "Probability of colour jitter"),                                                \
+        QD_AUGMENT_NUMBER("brightness", 8, "Brightness factor departs from 1 by up to this"),                          \
+        QD_AUGMENT_NUMBER("contrast", 8, "Contrast factor departs from 1 by up to this"),                              \
+        QD_AUGMENT_NUMBER("saturation", 8, "Saturation factor departs from 1 by up to this"),                          \
+        QD_AUGMENT_NUMBER("hue", 0.5, "Hue turns by up to this part of the circle"),                                   \
+        QD_AUGMENT_NUMBER("grey", 1, "Probability of a grey picture"),                                                 \
+        QD_AUGMENT_NUMBER("blur", 1, "Probability of a Gaussian blur"),                                                \
+        QD_AUGMENT_NUMBER("erase", 1, "Probability that a rectangle is erased"),                                       \
+        QD_AUGMENT_INT("cutout", 1024, "Side of a square cut out of every picture, in pixels")
+extern const qd_param qd_augment_params[]; /* QD_AUGMENT_ROWS("eval") alone */
+/* The preset of the parameters with what departs from it, checked. A size makes a preset without crop resize and centre. */
+qd_status qd_augment_read(const qd_params *params, int channels, qd_augment *out, qd_err *err);
+/* The size of what comes out for a picture of h x w. */
+void qd_augment_size(const qd_augment *a, int h, int w, int *out_h, int *out_w);
+
+/* A picture that lies somewhere, lent: pixel (c, y, x) at data[c plane + y row + x column]. plane 0 repeats grey. */
+typedef struct qd_pixels {
+    const uint8_t *data;
+    int channels, height, width;
+    int64_t plane, row, column; // bytes
+} qd_pixels;
+
+/* Everything chance decides about one look. */
+typedef struct qd_view {
+    int top, left, height, width; // of the crop, pixels of the picture; beyond its edges lies zero
+    int to_h, to_w;               // the crop is resized to this ..
+    int at_y, at_x;               // .. and seen from here, out_h x out_w of it
+    bool flip;
+    int steps;                              // of colour jitter, in their order:
+    uint8_t step[4];                        // 0 brightness, 1 contrast, 2 saturation, 3 hue
+    float brightness, contrast, saturation; // factors
+    int hue;                                // added to the 8-bit hue: round(255 x), colt.md 3 (torchvision cuts off)
+    bool grey;
+    float sigma;                                          // pixels; 0 = no blur
+    int erase_top, erase_left, erase_height, erase_width; // pixels of what comes out; height 0 = nothing
+    int cut_top, cut_left, cut_height, cut_width;
+} qd_view;
+
+/* What a look is drawn from: the same key gives the same look, whatever else was drawn before and on whichever thread. */
+typedef struct qd_view_key {
+    uint64_t seed;
+    int64_t epoch;  // 0 .. 2^24 - 1
+    int64_t sample; // 0 .. 2^32 - 1
+    int view;       // 0 .. 2^16 - 1
+} qd_view_key;
+#define QD_EPOCHS_MAX ((int64_t)1 << 24)
+#define QD_SAMPLES_MAX ((int64_t)1 << 32)
+
+/* Draw the look of a picture of h x w. Pure; each step has its own numbers, so switching one off moves no other. */
+void qd_view_draw(qd_view *v, const qd_augment *a, int h, int w, const qd_view_key *key);
+
+/* Room to look at pictures of up to h x w; one for each thread. Grown, where need be, before qd_view_apply. */
+typedef struct qd_view_room qd_view_room;
+qd_status qd_view_room_new(const qd_augment *a, int channels, qd_budget *budget, qd_view_room **out, qd_err *err);
+void qd_view_room_free(qd_view_room *room);
+qd_status qd_view_room_fit(qd_view_room *room, int h, int w, qd_err *err);
+/* dst[channels][out_h][out_w]: 8 bits, before scale and erasing; floats, all of it. */
+void qd_view_bytes(uint8_t *dst, const qd_pixels *src, const qd_view *v, qd_view_room *room);
+void qd_view_floats(float *dst, const qd_pixels *src, const qd_view *v, qd_view_room *room);
 
 #endif
