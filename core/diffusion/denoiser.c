@@ -1,27 +1,56 @@
-/* denoiser.c - a denoiser graph as predictor: one compiled plan, one time step for the whole batch. */
+/* denoiser.c - a denoiser graph as predictor: one compiled plan, one time step for the whole batch, guidance inside. */
+#include <stdio.h>
 #include <string.h>
 
 #include "diffusion/diffusion.h"
 #include "plan/plan.h"
 
+/* A conditional input, and what samples are told there. */
+typedef struct told {
+    int at; // place among the graph's inputs; -1 = it has no such input
+    qd_dtype dtype;
+    int64_t each;               // numbers for one sample
+    qd_tensor given, otherwise; // shared; rows are samples. otherwise: without a condition; empty = zeros
+    void *data;                 // [rows of the plan, each], 8 bytes a number
+} told;
+
 struct qd_denoiser {
     qd_plan *plan;
     int64_t batch, channels, height, width;
-    int n_inputs, at_sample, at_timestep, at_labels; // places among the inputs; at_labels -1 = none
-    qd_dtype timestep_dtype, labels_dtype;
-    void *timestep; // [batch], f32 or i64
-    void *labels;   // [batch]
+    double guidance;
+    bool both;    /* the plan sees every sample twice: first all without condition, then all with it */
+    int64_t rows; // of the plan: batch, or twice that
+    int n_inputs, at_sample, at_timestep;
+    qd_dtype timestep_dtype;
+    void *timestep; // [rows], f32 or i64
+    told context, labels;
+    float *x, *out; // both: [rows, C, H, W]
+    qd_budget *budget;
+    size_t drawn_bytes;
 };
+
+static void told_clear(told *w)
+{
+    qd_tensor_clear(&w->given);
+    qd_tensor_clear(&w->otherwise);
+    qd_free(w->data);
+}
 
 void qd_denoiser_free(qd_denoiser *d)
 {
     if (!d)
         return;
     qd_plan_free(d->plan);
+    told_clear(&d->context);
+    told_clear(&d->labels);
     qd_free(d->timestep);
-    qd_free(d->labels);
+    qd_free(d->x);
+    qd_free(d->out);
+    qd_budget_give(d->budget, d->drawn_bytes);
     qd_free(d);
 }
+
+/* --- inputs --- */
 
 static qd_status check_vector(const qd_node *n, qd_err *err)
 {
@@ -30,13 +59,66 @@ static qd_status check_vector(const qd_node *n, qd_err *err)
     return QD_OK;
 }
 
-/* Finds the inputs by name and fixes their shapes for this batch. */
-static qd_status read_inputs(qd_denoiser *d, const qd_graph *g, qd_shape *shapes, qd_err *err)
+/* Is t, with rows for samples, what input n takes? Words for the caller's side: what to give. */
+static qd_status check_told(const qd_node *n, const qd_tensor *t, qd_err *err)
 {
-    d->at_sample = d->at_timestep = d->at_labels = -1;
+    char want[96], have[96];
+    qd_shape shape = n->shape;
+    shape.dim[0] = t->data ? t->shape.dim[0] : 0;
+    const bool numbers = n->shape.rank == 1 && t->dtype == QD_I64;
+    if (t->data && t->shape.dim[0] > 0 && qd_shape_equal(&shape, &t->shape) && (numbers || t->dtype == QD_F32))
+        return QD_OK;
+    char *at = want;
+    at += snprintf(at, sizeof(want), "[n");
+    for (int k = 1; k < n->shape.rank && at < want + sizeof(want); k++)
+        at += snprintf(at, (size_t)(want + sizeof(want) - at), ", %lld", (long long)n->shape.dim[k]);
+    if (!t->data)
+        return qd_fail(err, QD_E_INVALID, "this denoiser needs %s %s], and none was given", n->name, want);
+    return qd_fail(err, QD_E_INVALID, "this denoiser needs %s %s], got %s %s", n->name, want, qd_dtype_name(t->dtype),
+                   qd_shape_text(&t->shape, have, sizeof(have)));
+}
+
+/* What samples are told at one input: given[n], and otherwise[n or 1] where an answer without condition is wanted. */
+static qd_status read_told(const qd_denoiser *d, told *w, const qd_node *n, const qd_tensor *given,
+                           const qd_tensor *otherwise, qd_err *err)
+{
+    qd_status st = QD_OK;
+    const qd_tensor none = { 0 };
+    if (!given)
+        given = otherwise = &none;
+    w->dtype = n->dtype;
+    qd_shape one = n->shape;
+    one.dim[0] = 1;
+    st = qd_shape_count(&one, &w->each, err);
+    if (st)
+        return qd_fail_in(err, st, "input '%s'", n->name);
+    if (d->guidance != 0.0)
+        st = check_told(n, given, err);
+    if (!st && d->guidance != 1.0 && otherwise->data) {
+        st = check_told(n, otherwise, err);
+        if (!st && d->both && otherwise->shape.dim[0] != 1 && otherwise->shape.dim[0] != given->shape.dim[0])
+            st = qd_fail(err, QD_E_INVALID,
+                         "%s of no condition has %lld rows; it must have 1, or %lld as the condition has", n->name,
+                         (long long)otherwise->shape.dim[0], (long long)given->shape.dim[0]);
+    } else if (!st && d->guidance != 1.0 && n->shape.rank == 1) {
+        st = qd_fail(err, QD_E_INVALID, "guidance needs the class that stands for no condition, and none was given");
+    }
+    if (st)
+        return st;
+    if (given->data && d->guidance != 0.0)
+        qd_tensor_share(&w->given, given);
+    if (otherwise->data && d->guidance != 1.0)
+        qd_tensor_share(&w->otherwise, otherwise);
+    return QD_OK;
+}
+
+/* Finds the inputs by name and fixes their shapes for this batch. */
+static qd_status read_inputs(qd_denoiser *d, const qd_graph *g, const qd_condition *c, qd_shape *shapes, qd_err *err)
+{
+    d->at_sample = d->at_timestep = d->context.at = d->labels.at = -1;
     d->n_inputs = qd_graph_inputs(g);
     if (d->n_inputs > QD_MAX_INPUTS)
-        return qd_fail(err, QD_E_UNSUPPORTED, "the graph has %d inputs; a denoiser has 2 or 3", d->n_inputs);
+        return qd_fail(err, QD_E_UNSUPPORTED, "the graph has %d inputs; a denoiser has 2 to 4", d->n_inputs);
     for (int k = 0; k < d->n_inputs; k++) {
         const qd_node *n = qd_graph_node(g, qd_graph_input_at(g, k));
         qd_status st = QD_OK;
@@ -46,23 +128,32 @@ static qd_status read_inputs(qd_denoiser *d, const qd_graph *g, qd_shape *shapes
             d->at_timestep = k;
             d->timestep_dtype = n->dtype;
             st = check_vector(n, err);
+        } else if (strcmp(n->name, "encoder_hidden_states") == 0 && n->shape.rank == 3 && n->dtype == QD_F32) {
+            d->context.at = k;
+            st = read_told(d, &d->context, n, c ? &c->context : NULL, c ? &c->null_context : NULL, err);
         } else if (strcmp(n->name, "class_labels") == 0) {
-            d->at_labels = k;
-            d->labels_dtype = n->dtype;
-            st = check_vector(n, err);
+            d->labels.at = k;
+            st = n->shape.rank == 2 && n->dtype == QD_F32 ? QD_OK : check_vector(n, err);
+            if (!st)
+                st = read_told(d, &d->labels, n, c ? &c->labels : NULL, c ? &c->null_labels : NULL, err);
         } else {
-            st = qd_fail(err, QD_E_UNSUPPORTED,
-                         "input '%s' is not one a denoiser has (sample [N, C, H, W] f32, timestep, class_labels)",
-                         n->name);
+            st = qd_fail(
+                err, QD_E_UNSUPPORTED,
+                "input '%s' is not one a denoiser has (sample [N, C, H, W] f32, timestep, encoder_hidden_states "
+                "[N, tokens, width] f32, class_labels)",
+                n->name);
         }
         if (st)
             return st;
         shapes[k] = n->shape;
-        shapes[k].dim[0] = d->batch;
+        shapes[k].dim[0] = d->rows;
     }
     if (d->at_sample < 0 || d->at_timestep < 0)
         return qd_fail(err, QD_E_UNSUPPORTED, "the graph has no input '%s', which a denoiser needs",
                        d->at_sample < 0 ? "sample" : "timestep");
+    if (d->context.at < 0 && d->labels.at < 0 && d->guidance != 1.0)
+        return qd_fail(err, QD_E_INVALID, "guidance %g needs a network that takes a condition; this one takes none",
+                       d->guidance);
     d->channels = shapes[d->at_sample].dim[1];
     d->height = shapes[d->at_sample].dim[2];
     d->width = shapes[d->at_sample].dim[3];
@@ -90,41 +181,7 @@ static qd_status check_output(const qd_denoiser *d, const qd_graph *g, const qd_
     return st;
 }
 
-qd_status qd_denoiser_new(const qd_graph *g, int64_t batch, int threads, const struct qd_backend *backend,
-                          qd_budget *budget, qd_denoiser **out, qd_err *err)
-{
-    qd_shape shapes[QD_MAX_INPUTS];
-    qd_status st;
-    if (batch < 1 || batch > 65536)
-        return qd_fail(err, QD_E_INVALID, "batch must be 1..65536, got %lld", (long long)batch);
-    qd_denoiser *d = qd_calloc(1, sizeof(*d));
-    if (!d)
-        return qd_fail(err, QD_E_NOMEM, "out of memory for a denoiser");
-    d->batch = batch;
-    st = read_inputs(d, g, shapes, err);
-    if (st)
-        goto out;
-    st = check_output(d, g, shapes, err);
-    if (st)
-        goto out;
-    d->timestep = qd_calloc((size_t)batch, sizeof(int64_t)); /* the wider of the two dtypes */
-    d->labels = qd_calloc((size_t)batch, sizeof(int64_t));
-    if (!d->timestep || !d->labels) {
-        st = qd_fail(err, QD_E_NOMEM, "out of memory for the time steps of %lld samples", (long long)batch);
-        goto out;
-    }
-    const qd_plan_options o = {
-        .input_shapes = shapes, .n_inputs = d->n_inputs, .threads = threads, .backend = backend, .budget = budget
-    };
-    st = qd_plan_compile(g, &o, &d->plan, err);
-    if (st)
-        goto out;
-    *out = d;
-    d = NULL;
-out:
-    qd_denoiser_free(d);
-    return st;
-}
+/* --- what samples are told --- */
 
 /* v[k] of a vector that is f32 or i64. */
 static void put_number(void *v, qd_dtype dtype, int64_t k, double x)
@@ -135,32 +192,165 @@ static void put_number(void *v, qd_dtype dtype, int64_t k, double x)
         ((float *)v)[k] = (float)x;
 }
 
+/* Row `row` of the plan is sample number `sample`. */
+static void tell(told *w, const qd_tensor *from, int64_t row, int64_t sample)
+{
+    for (int64_t k = 0; k < w->each; k++) {
+        double v = 0.0;
+        if (from->data) {
+            const int64_t at = sample % from->shape.dim[0] * w->each + k;
+            v = from->dtype == QD_I64 ? (double)((const int64_t *)from->data)[at] : qd_f32(from)[at];
+        }
+        put_number(w->data, w->dtype, row * w->each + k, v);
+    }
+}
+
+static void seat(void *ctx, int64_t first_sample)
+{
+    qd_denoiser *d = ctx;
+    told *const all[] = { &d->context, &d->labels };
+    for (int k = 0; k < 2; k++)
+        for (int64_t b = 0; all[k]->at >= 0 && b < d->batch; b++) {
+            const int64_t sample = first_sample + b;
+            if (d->guidance != 1.0)
+                tell(all[k], &all[k]->otherwise, b, sample);
+            if (d->guidance != 0.0)
+                tell(all[k], &all[k]->given, d->both ? d->batch + b : b, sample);
+        }
+}
+
+/* Room for count numbers of 8 bytes at most. */
+static qd_status take_room(qd_denoiser *d, int64_t count, size_t size, void **out, qd_err *err)
+{
+    size_t bytes;
+    if (!qd_mul_size((size_t)count, size, &bytes))
+        return qd_fail(err, QD_E_LIMIT, "a batch of %lld does not fit into memory", (long long)d->batch);
+    const qd_status st = qd_budget_draw(d->budget, bytes, "the inputs of a denoiser", err);
+    if (st)
+        return st;
+    d->drawn_bytes += bytes;
+    *out = qd_alloc_aligned(bytes);
+    if (!*out)
+        return qd_fail(err, QD_E_NOMEM, "out of memory for the inputs of %lld samples (%zu bytes)", (long long)d->batch,
+                       bytes);
+    return QD_OK;
+}
+
+static qd_status take_rooms(qd_denoiser *d, qd_err *err)
+{
+    void *x = NULL, *out = NULL;
+    const int64_t picture = d->channels * d->height * d->width; /* fits: the graph's shapes were checked */
+    qd_status st = take_room(d, d->rows, sizeof(int64_t), &d->timestep, err);
+    if (!st && d->context.at >= 0)
+        st = take_room(d, d->rows * d->context.each, sizeof(float), &d->context.data, err);
+    if (!st && d->labels.at >= 0)
+        st = take_room(d, d->rows * d->labels.each, sizeof(int64_t), &d->labels.data, err);
+    if (!st && d->both)
+        st = take_room(d, d->rows * picture, sizeof(float), &x, err);
+    d->x = x;
+    if (!st && d->both)
+        st = take_room(d, d->rows * picture, sizeof(float), &out, err);
+    d->out = out;
+    return st;
+}
+
+/* --- the object --- */
+
+qd_status qd_denoiser_open(const qd_graph *g, const qd_denoiser_options *o, qd_denoiser **out, qd_err *err)
+{
+    qd_shape shapes[QD_MAX_INPUTS];
+    qd_status st;
+    const qd_condition *c = o->condition;
+    if (o->batch < 1 || o->batch > 65536)
+        return qd_fail(err, QD_E_INVALID, "batch must be 1..65536, got %lld", (long long)o->batch);
+    if (c && !(c->guidance >= 0.0 && c->guidance <= 1000.0))
+        return qd_fail(err, QD_E_INVALID, "guidance must be 0..1000, got %g", c->guidance);
+    qd_denoiser *d = qd_calloc(1, sizeof(*d));
+    if (!d)
+        return qd_fail(err, QD_E_NOMEM, "out of memory for a denoiser");
+    d->batch = o->batch;
+    d->budget = o->budget;
+    d->guidance = c ? c->guidance : 1.0;
+    d->both = d->guidance != 0.0 && d->guidance != 1.0;
+    d->rows = d->both ? 2 * d->batch : d->batch;
+    st = read_inputs(d, g, c, shapes, err);
+    if (st)
+        goto out;
+    st = check_output(d, g, shapes, err);
+    if (st)
+        goto out;
+    st = take_rooms(d, err);
+    if (st)
+        goto out;
+    seat(d, 0);
+    const qd_plan_options plan = { .input_shapes = shapes,
+                                   .n_inputs = d->n_inputs,
+                                   .threads = o->threads,
+                                   .backend = o->backend,
+                                   .budget = o->budget };
+    st = qd_plan_compile(g, &plan, &d->plan, err);
+    if (st)
+        goto out;
+    *out = d;
+    d = NULL;
+out:
+    qd_denoiser_free(d);
+    return st;
+}
+
+qd_status qd_denoiser_new(const qd_graph *g, int64_t batch, int threads, const struct qd_backend *backend,
+                          qd_budget *budget, qd_denoiser **out, qd_err *err)
+{
+    const qd_denoiser_options o = { .batch = batch, .threads = threads, .backend = backend, .budget = budget };
+    return qd_denoiser_open(g, &o, out, err);
+}
+
+/* Guidance on the network's own words: weights that add up to 1 commute with turning them into eps (8). */
+static void guide(const qd_denoiser *d, float *out)
+{
+    const int64_t n = d->batch * d->channels * d->height * d->width;
+    const float *without = d->out, *with = d->out + n;
+    for (int64_t k = 0; k < n; k++)
+        out[k] = (float)(without[k] + d->guidance * ((double)with[k] - without[k]));
+}
+
 static qd_status predict(void *ctx, const qd_run *run, const float *x, double t, float *out, qd_err *err)
 {
     qd_denoiser *d = ctx;
     const void *inputs[QD_MAX_INPUTS];
-    void *outputs[1] = { out };
-    for (int64_t k = 0; k < d->batch; k++)
+    void *outputs[1] = { d->both ? d->out : out };
+    const size_t bytes = (size_t)(d->batch * d->channels * d->height * d->width) * sizeof(float);
+    for (int64_t k = 0; k < d->rows; k++)
         put_number(d->timestep, d->timestep_dtype, k, t);
-    inputs[d->at_sample] = x;
+    if (d->both) {
+        memcpy(d->x, x, bytes);
+        memcpy((char *)d->x + bytes, x, bytes);
+    }
+    inputs[d->at_sample] = d->both ? d->x : x;
     inputs[d->at_timestep] = d->timestep;
-    if (d->at_labels >= 0)
-        inputs[d->at_labels] = d->labels;
-    return qd_plan_run(d->plan, run, inputs, outputs, err);
-}
-
-qd_status qd_denoiser_set_labels(qd_denoiser *d, const int64_t *labels, qd_err *err)
-{
-    if (d->at_labels < 0)
-        return qd_fail(err, QD_E_INVALID, "this network knows no classes");
-    for (int64_t k = 0; k < d->batch; k++)
-        put_number(d->labels, d->labels_dtype, k, (double)labels[k]);
-    return QD_OK;
+    if (d->context.at >= 0)
+        inputs[d->context.at] = d->context.data;
+    if (d->labels.at >= 0)
+        inputs[d->labels.at] = d->labels.data;
+    const qd_status st = qd_plan_run(d->plan, run, inputs, outputs, err);
+    if (!st && d->both)
+        guide(d, out);
+    return st;
 }
 
 qd_predictor qd_denoiser_predictor(qd_denoiser *d)
 {
-    return (qd_predictor){
-        .ctx = d, .predict = predict, .batch = d->batch, .channels = d->channels, .height = d->height, .width = d->width
-    };
+    return (qd_predictor){ .ctx = d,
+                           .predict = predict,
+                           .seat = seat,
+                           .batch = d->batch,
+                           .channels = d->channels,
+                           .height = d->height,
+                           .width = d->width };
+}
+
+void qd_predictor_seat(const qd_predictor *p, int64_t first_sample)
+{
+    if (p->seat)
+        p->seat(p->ctx, first_sample);
 }

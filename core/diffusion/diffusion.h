@@ -40,8 +40,12 @@ qd_status qd_timesteps(const qd_schedule *s, qd_spacing spacing, int steps, int 
 typedef struct qd_predictor {
     void *ctx;
     qd_status (*predict)(void *ctx, const qd_run *run, const float *x, double t, float *out, qd_err *err);
+    /* Item 0 of the batch is sample number first_sample from now on: what a sample is told depends on its number, not on its batch.
+     * Samplers call it as they begin; whoever calls predict himself calls this first. NULL: all samples are alike. */
+    void (*seat)(void *ctx, int64_t first_sample);
     int64_t batch, channels, height, width;
 } qd_predictor;
+void qd_predictor_seat(const qd_predictor *p, int64_t first_sample);
 
 /* A look (and a hand) into each step, before the sampler uses eps: correction layers live here, samplers never learn about bits.
  * step 0..steps-1, t the time step, t_prev the next one (-1 past the end). May change eps and, for stochastic samplers, *sigma.
@@ -85,14 +89,59 @@ void qd_sample_options_read(const qd_params *params, qd_sample_options *o);
 /* x_T of samples first..first+batch-1, each from QD_STREAM_INIT_NOISE | sample. */
 void qd_sample_noise(float *x, int64_t batch, int64_t elements_per_sample, uint64_t seed, int64_t first_sample);
 
-/* A denoiser graph as predictor: compiles a plan of that batch. The predictor lends from the object. */
+/* --- condition.c: what a conditional network is told beside sample and time step --- */
+
+/* Sample number k takes row k mod n of whatever has n rows. A zeroed one tells nothing and asks for the answer without a condition;
+ * qd_condition_init says guidance 1. Tensors are shared by whoever uses them. */
+typedef struct qd_condition {
+    qd_tensor context;      // f32 [n, tokens, width]: input "encoder_hidden_states"
+    qd_tensor null_context; // f32 [1 or n, tokens, width]: the context of no condition; empty = zeros
+    qd_tensor labels;       // i64 [n] or f32 [n, width]: input "class_labels"
+    qd_tensor null_labels;  // the same of no condition; empty = zeros, for vectors only
+    double
+        guidance; /* w of eps_u + w (eps_c - eps_u) (diffusion_models.md 4.1): 1 = the conditional answer alone, 0 = the one
+                               without, anything else asks the network for both in one call of twice the batch */
+} qd_condition;
+void qd_condition_init(qd_condition *c);
+void qd_condition_clear(qd_condition *c);
+/* Contexts as files hold them, f32, f16 or bf16: "context" (or "prompt_embeds", "encoder_hidden_states") [n, tokens, width] or
+ * [tokens, width], and "null_context" (or "negative_prompt_embeds"). QD_E_FORMAT when there is no context, or one that is not finite. */
+qd_status qd_condition_read(qd_condition *c, const qd_weights *w, qd_budget *budget, qd_err *err);
+/* How many classes a network knows: rows of the table that its class_labels choose from; 0 = no such table. */
+int64_t qd_condition_classes(const qd_graph *g);
+/* Fills labels, or context where `table` [classes, width] stands for classes (class-conditional latent diffusion); table NULL or
+ * empty: the graph's own. label -1: sample k shows class k mod n of those that are left without the null class. null_label -1: the
+ * last class when guidance needs one. Set guidance first. QD_E_INVALID names the number of classes. */
+qd_status qd_condition_classify(qd_condition *c, const qd_graph *g, const qd_tensor *table, int64_t label,
+                                int64_t null_label, qd_budget *budget, qd_err *err);
+
+/* --- denoiser.c: a denoiser graph as predictor: compiles a plan of that batch. The predictor lends from the object. --- */
 typedef struct qd_denoiser qd_denoiser;
 struct qd_backend;
+typedef struct qd_denoiser_options {
+    int64_t batch;
+    int threads;
+    const struct qd_backend *backend; /* NULL = the default */
+    qd_budget *budget;                /* may be NULL */
+    const qd_condition *condition;    /* NULL for a network that takes none; shared, may go afterwards */
+} qd_denoiser_options;
+/* The predictor's eps is the guided one. QD_E_INVALID when the network is to be told something that the condition does not say, or that
+ * has another shape ("this denoiser needs encoder_hidden_states [n, 77, 768]"). */
+qd_status qd_denoiser_open(const qd_graph *g, const qd_denoiser_options *o, qd_denoiser **out, qd_err *err);
+/* The same without a condition. */
 qd_status qd_denoiser_new(const qd_graph *g, int64_t batch, int threads, const struct qd_backend *backend,
                           qd_budget *budget, qd_denoiser **out, qd_err *err);
 void qd_denoiser_free(qd_denoiser *d);
 qd_predictor qd_denoiser_predictor(qd_denoiser *d);
-/* Class-conditional networks: the class of each sample, [batch]; all 0 until set. QD_E_INVALID for a network without classes. */
-qd_status qd_denoiser_set_labels(qd_denoiser *d, const int64_t *labels, qd_err *err);
+
+/* --- decoder.c: the second half of latent diffusion, one latent at a time, so that memory does not grow with the batch --- */
+typedef struct qd_decoder qd_decoder;
+/* g: input "latent" [-1, C, h, w] to output "image" [-1, K, H, W] (qd_zoo_decoder). The plan is compiled here. */
+qd_status qd_decoder_new(const qd_graph *g, int threads, const struct qd_backend *backend, qd_budget *budget,
+                         qd_decoder **out, qd_err *err);
+void qd_decoder_free(qd_decoder *d);
+qd_shape qd_decoder_image(const qd_decoder *d); // [K, H, W]
+/* image [K, H, W], about [-1, 1], not clamped, of latent [C, h, w]. */
+qd_status qd_decoder_run(qd_decoder *d, const qd_run *run, const float *latent, float *image, qd_err *err);
 
 #endif

@@ -43,6 +43,7 @@ qd_status qd_walk_open(qd_walk *w, const qd_schedule *s, const qd_sample_options
     w->t = qd_calloc((size_t)s->train_steps, sizeof(int)); /* as many as can be asked for */
     if (!w->t)
         return qd_fail(err, QD_E_NOMEM, "out of memory for a grid of %d time steps", o->steps);
+    qd_predictor_seat(p, o->first_sample);
     return qd_timesteps(s, o->spacing, o->steps, w->t, err);
 }
 

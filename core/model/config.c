@@ -191,6 +191,28 @@ out:
     return st;
 }
 
+qd_status qd_config_with_ints(const qd_config *c, const char *key, const int64_t *values, int n, qd_config **out,
+                              qd_err *err)
+{
+    qd_buf b;
+    json_t *root = json_copy(c->root), *list = json_array();
+    qd_status st = QD_E_NOMEM;
+
+    qd_buf_init(&b, 0);
+    for (int k = 0; k < n; k++)
+        json_array_append_new(list, json_integer((json_int_t)values[k]));
+    if (!root || json_array_size(list) != (size_t)n || json_object_set(root, key, list))
+        qd_fail(err, st, "%s: out of memory", c->origin);
+    else
+        st = canonical(root, &b, err);
+    if (!st)
+        st = qd_config_parse(b.data, b.size, c->origin, out, err);
+    json_decref(list);
+    json_decref(root);
+    qd_buf_clear(&b);
+    return st;
+}
+
 void qd_config_free(qd_config *c)
 {
     if (!c)

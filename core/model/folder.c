@@ -1,4 +1,4 @@
-/* folder.c - models as folders: a diffusers pipeline, a bare network beside its config, sharded weights
+/* folder.c - models as folders: a diffusers pipeline with its parts, a bare network beside its config, sharded weights
  * (diffusion_models.md 1). */
 #include "model/model_int.h"
 
@@ -12,6 +12,7 @@
 #define INDEX_SUFFIX ".safetensors.index.json"
 #define WEIGHTS_SUFFIX ".safetensors"
 #define MAIN_WEIGHTS "diffusion_pytorch_model"
+#define CONTEXT_FILE "context.safetensors"
 
 static bool ends_with(const char *s, const char *suffix)
 {
@@ -39,6 +40,12 @@ static bool has(const char *dir, const char *name)
 static bool is_litter(const char *name)
 {
     return name[0] == '.' || strcmp(name, "__MACOSX") == 0;
+}
+
+/* What a network is told is no network. */
+static bool is_listed(const char *name, const char *suffix)
+{
+    return !is_litter(name) && ends_with(name, suffix) && strcmp(name, CONTEXT_FILE) != 0;
 }
 
 /* --- where things are --- */
@@ -90,7 +97,7 @@ static qd_status list(const char *dir, const char *suffix, listing *l, qd_err *e
     for (struct dirent *e; (e = readdir(d));) {
         char *name;
 
-        if (is_litter(e->d_name) || !ends_with(e->d_name, suffix))
+        if (!is_listed(e->d_name, suffix))
             continue;
         l->n++;
         if (l->second && strcmp(e->d_name, l->second) > 0)
@@ -303,9 +310,76 @@ bool qd_folder_sniff(const char *path)
     return qd_fs_is_dir(path);
 }
 
+/* Configuration and weights of the network in `dir`. */
+static qd_status load_network(const char *dir, qd_budget *budget, qd_model *m, qd_err *err)
+{
+    char *weights = NULL;
+    qd_status st = find_weights(dir, &weights, err);
+
+    if (!st)
+        st = load_config(dir, "config.json", &m->config, err);
+    if (st)
+        goto out;
+    if (ends_with(weights, INDEX_SUFFIX))
+        st = load_shards(dir, qd_base_name(weights), budget, m, err);
+    else if (m->config && !qd_bundle_sniff(weights))
+        st = qd_safetensors_load(weights, budget, &m->weights, m->meta, &m->file_bytes, err);
+    else
+        st = qd_model_load_file(weights, budget, m, err); /* the file says by itself what it is */
+out:
+    qd_free(weights);
+    return st;
+}
+
+/* The first stage of a pipeline, in a folder of its own. */
+static qd_status load_first_stage(const char *root, qd_budget *budget, qd_model *m, qd_err *err)
+{
+    static const char *const names[] = { "vae", "vqvae" };
+    char *dir = NULL;
+    qd_model *part = NULL;
+    qd_err why = { 0 };
+    qd_status st = QD_OK;
+
+    for (size_t k = 0; k < sizeof(names) / sizeof(names[0]) && !dir; k++)
+        if (has(root, names[k]))
+            st = join(root, names[k], &dir, err);
+    if (st || !dir || !qd_fs_is_dir(dir))
+        goto out;
+    part = qd_calloc(1, sizeof(*part));
+    st = part ? qd_meta_new(&part->meta, err) : qd_fail(err, QD_E_NOMEM, "out of memory for a first stage");
+    if (st)
+        goto out;
+    st = load_network(dir, budget, part, &why);
+    if (st) { /* the denoiser is worth something without it, as long as somebody says so */
+        st = st == QD_E_NOT_FOUND || st == QD_E_UNSUPPORTED
+                 ? qd_meta_set(m->meta, QD_FIRST_STAGE_MISSING, why.text, err)
+                 : qd_fail(err, st, "%s", why.text);
+        goto out;
+    }
+    part->format = m->format;
+    m->file_bytes += part->file_bytes;
+    m->first_stage = part;
+    part = NULL;
+out:
+    qd_model_free(part);
+    qd_free(dir);
+    return st;
+}
+
+static qd_status load_context(const char *root, qd_budget *budget, qd_model *m, qd_err *err)
+{
+    char *path = NULL;
+    qd_status st = join(root, CONTEXT_FILE, &path, err);
+
+    if (!st && qd_fs_exists(path))
+        st = qd_safetensors_load(path, budget, &m->context, NULL, NULL, err);
+    qd_free(path);
+    return st;
+}
+
 qd_status qd_folder_load(const char *path, qd_budget *budget, qd_model *m, qd_err *err)
 {
-    char *nested = NULL, *net = NULL, *weights = NULL, *scheduler = NULL;
+    char *nested = NULL, *net = NULL, *scheduler = NULL;
     const char *root = path, *dir;
     qd_status st;
 
@@ -325,27 +399,19 @@ qd_status qd_folder_load(const char *path, qd_budget *budget, qd_model *m, qd_er
         goto out;
     }
 
-    st = find_weights(dir, &weights, err);
-    if (!st)
-        st = load_config(dir, "config.json", &m->config, err);
+    st = load_network(dir, budget, m, err);
     if (!st)
         st = load_config(scheduler, "scheduler_config.json", &m->scheduler, err);
     if (!st && !m->scheduler)
         st = load_config(root, "scheduler_config.json", &m->scheduler, err);
     if (!st && !m->scheduler && dir != root)
         st = load_config(dir, "scheduler_config.json", &m->scheduler, err);
-    if (st)
-        goto out;
-
-    if (ends_with(weights, INDEX_SUFFIX))
-        st = load_shards(dir, qd_base_name(weights), budget, m, err);
-    else if (m->config && !qd_bundle_sniff(weights))
-        st = qd_safetensors_load(weights, budget, &m->weights, m->meta, &m->file_bytes, err);
-    else
-        st = qd_model_load_file(weights, budget, m, err); /* the file says by itself what it is */
+    if (!st && dir != root)
+        st = load_first_stage(root, budget, m, err);
+    if (!st)
+        st = load_context(root, budget, m, err);
 out:
     qd_free(scheduler);
-    qd_free(weights);
     qd_free(net);
     qd_free(nested);
     return st;

@@ -128,6 +128,8 @@ void qd_model_free(qd_model *m)
 {
     if (!m)
         return;
+    qd_model_free(m->first_stage);
+    qd_weights_free(m->context);
     qd_graph_free(m->graph);
     qd_config_free(m->scheduler);
     qd_config_free(m->config);

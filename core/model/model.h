@@ -53,7 +53,10 @@ qd_tensor qd_weights_as_bytes(const qd_tensor *t);
 typedef struct qd_config qd_config;
 qd_status qd_config_parse(const char *text, size_t size, const char *origin, qd_config **out, qd_err *err);
 void qd_config_free(qd_config *c);
-const char *qd_config_text(const qd_config *c);          /* canonical JSON, lent */
+const char *qd_config_text(const qd_config *c); /* canonical JSON, lent */
+/* A copy in which `key` is this list of whole numbers, whatever it was. */
+qd_status qd_config_with_ints(const qd_config *c, const char *key, const int64_t *values, int n, qd_config **out,
+                              qd_err *err);
 bool qd_config_has(const qd_config *c, const char *key); /* present and not null */
 /* Absent or null: *out stays as it is (put the default there first). Wrong type or range: QD_E_FORMAT naming key and value. */
 qd_status qd_config_int(const qd_config *c, const char *key, int64_t min, int64_t max, int64_t *out, qd_err *err);
@@ -70,14 +73,17 @@ int qd_config_count(const qd_config *c);
 const char *qd_config_key(const qd_config *c, int k);
 
 /* --- a model as found on disk --- */
+#define QD_FIRST_STAGE_MISSING "first_stage.missing" /* in meta: why the one of a pipeline is not there */
 typedef struct qd_model {
-    const char *format;   /* name of the row of formats.c that read it */
-    qd_weights *weights;  /* float weights by their names; NULL when `graph` is set */
-    qd_config *config;    /* the network's config.json; NULL when the format has none */
-    qd_config *scheduler; /* scheduler_config.json; NULL when absent */
-    qd_graph *graph;      /* formats that carry their own graph (bundles) */
-    qd_meta *meta;        /* whatever text came along */
-    uint64_t file_bytes;  /* size of the weight files */
+    const char *format;           /* name of the row of formats.c that read it */
+    qd_weights *weights;          /* float weights by their names; NULL when `graph` is set */
+    qd_config *config;            /* the network's config.json; NULL when the format has none */
+    qd_config *scheduler;         /* scheduler_config.json; NULL when absent */
+    qd_graph *graph;              /* formats that carry their own graph (bundles) */
+    struct qd_model *first_stage; /* of latent diffusion, from vae/ or vqvae/; NULL when absent */
+    qd_weights *context;          /* context.safetensors beside the network: what it can be told; NULL when absent */
+    qd_meta *meta;                /* whatever text came along */
+    uint64_t file_bytes;          /* size of the weight files */
 } qd_model;
 
 typedef struct qd_format {

@@ -57,9 +57,27 @@ qd_status qd_autoencoder_read(const qd_config *c, qd_autoencoder *a, qd_err *err
     return qd_keys_check_groups(a->groups, a->channels, a->levels, err);
 }
 
-qd_net qd_autoencoder_net(const qd_autoencoder *a, qd_weight_source *weights, qd_graph *g)
+qd_status qd_autoencoder_build(const qd_autoencoder *a, void (*add)(qd_net *net, const void *ctx), const void *ctx,
+                               qd_weight_source *weights, const qd_run *run, qd_graph **out, qd_err *err)
 {
-    return (qd_net){ .graph = g, .weights = weights, .act = a->act, .groups = a->groups, .eps = 1e-6, .temb = -1 };
+    qd_graph *g = NULL;
+    qd_ddpm_names names;
+    qd_status st = qd_run_check(run, err);
+    if (!st)
+        st = qd_graph_new(&g, err);
+    if (st)
+        return st;
+    qd_net net = { .graph = g, .weights = weights, .act = a->act, .groups = a->groups, .eps = 1e-6, .temb = -1 };
+    qd_ddpm_names_use(&names, weights, "encoder.mid.block_1.norm1.weight", a->levels);
+    add(&net, ctx);
+    qd_ddpm_names_done(&names, weights);
+    st = qd_graph_verify(g, err);
+    if (st) {
+        qd_graph_free(g);
+        return st;
+    }
+    *out = g;
+    return QD_OK;
 }
 
 qd_feature qd_autoencoder_conv1(qd_net *net, const char *name, qd_feature x, int64_t out)

@@ -20,8 +20,9 @@ typedef struct qd_autoencoder {
 /* The keys both classes share; *a is filled but for `scaling`, which holds its default, and latent_channels, which does too. */
 qd_status qd_autoencoder_read(const qd_config *c, qd_autoencoder *a, qd_err *err);
 
-/* A new graph for it, blocks without a time embedding. */
-qd_net qd_autoencoder_net(const qd_autoencoder *a, qd_weight_source *weights, qd_graph *g);
+/* A new graph made by add(net, ctx), of blocks without a time embedding; names as the file has them. */
+qd_status qd_autoencoder_build(const qd_autoencoder *a, void (*add)(qd_net *net, const void *ctx), const void *ctx,
+                               qd_weight_source *weights, const qd_run *run, qd_graph **out, qd_err *err);
 /* From the new input "sample", images in [-1, 1], to `out` channels below "encoder". */
 qd_feature qd_autoencoder_encode(qd_net *net, const qd_autoencoder *a, int64_t out);
 /* The new input "latent" of that many channels, divided by the scaling, plus shift. */

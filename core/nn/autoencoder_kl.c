@@ -84,33 +84,21 @@ static void add_decoder(qd_net *net, const kl *k)
     qd_autoencoder_decode(net, &k->a, x);
 }
 
+static void add_both(qd_net *net, const void *ctx)
+{
+    add_encoder(net, ctx);
+    add_decoder(net, ctx);
+}
+
 static qd_status kl_build(const qd_config *config, qd_weight_source *weights, const qd_run *run, qd_graph **out,
                           qd_err *err)
 {
-    qd_graph *g = NULL;
     kl k;
-    qd_status st = read_config(config, &k, err);
+    const qd_status st = read_config(config, &k, err);
     if (st)
         return st;
     qd_keys_warn(config, "AutoencoderKL", known_keys, run);
-    st = qd_run_check(run, err);
-    if (!st)
-        st = qd_graph_new(&g, err);
-    if (st)
-        return st;
-    qd_net net = qd_autoencoder_net(&k.a, weights, g);
-    qd_ddpm_names names;
-    qd_ddpm_names_use(&names, weights, "encoder.mid.block_1.norm1.weight", k.a.levels);
-    add_encoder(&net, &k);
-    add_decoder(&net, &k);
-    qd_ddpm_names_done(&names, weights);
-    st = qd_graph_verify(g, err);
-    if (st) {
-        qd_graph_free(g);
-        return st;
-    }
-    *out = g;
-    return QD_OK;
+    return qd_autoencoder_build(&k.a, add_both, &k, weights, run, out, err);
 }
 
 const qd_network_kind qd_kind_autoencoder_kl = {

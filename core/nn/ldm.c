@@ -13,8 +13,8 @@
 #define GROUPS 32 /* of all its norms */
 #define TEXT_TOKENS 77
 
-/* Every key of the class and two of ours: context_length, how many tokens a context has, and use_ema, whether to prefer the
- * averaged copies in a file that has both. */
+/* Every key of the class and three of ours: context_length, how many tokens a context has; use_ema, whether to prefer the averaged
+ * copies in a file that has both; scale_factor, of the latents (first_stage.c). */
 static const char *const known_keys[] = {
     "image_size",
     "in_channels",
@@ -43,6 +43,7 @@ static const char *const known_keys[] = {
     "use_linear_in_transformer",
     "context_length",
     "use_ema",
+    "scale_factor",
     NULL,
 };
 
@@ -245,6 +246,8 @@ static qd_status start(const qd_config *c, const qd_weight_source *weights, qd_l
     if (!qd_ldm_find_prefix(weights, l->prefix, sizeof(l->prefix)))
         return qd_fail(err, QD_E_FORMAT,
                        "the file has no tensor 'input_blocks.0.0.weight': it is no latent diffusion U-Net");
+    if (qd_weight_source_peek(weights, QD_LDM_CLASS_TABLE))
+        l->context_length = 1; /* the class's row, and nothing else */
     l->ema = true;
     qd_status st = qd_config_bool(c, "use_ema", &l->ema, err);
     if (!st && l->ema && !qd_ldm_has_ema(weights, l)) {

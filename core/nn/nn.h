@@ -43,6 +43,13 @@ qd_status qd_zoo_build(const qd_model *m, const qd_run *run, qd_graph **graph, q
 qd_status qd_zoo_random(const char *config_json, uint64_t seed, qd_graph **graph, qd_err *err);
 /* The row of that name, NULL when there is none. */
 const qd_network_kind *qd_network_kind_find(const char *name);
+/* The decoder a latent diffusion model came with: the first stage beside it or in the same file (first_stage_model.), or the model
+ * itself when it is one. Input "latent" of the size and channels of the denoiser's `sample` (unet's shape [N, C, h, w]), output "image"
+ * [N, K, H, W]. *out NULL when there is none: pictures come from the denoiser itself. */
+qd_status qd_zoo_decoder(const qd_model *m, const qd_shape *sample, const qd_run *run, qd_graph **out, qd_err *err);
+/* f32 [classes, width]: the table of a class-conditional latent diffusion model, whose context is one row of it ("cond_stage_model.
+ * embedding.weight" of the file, or "class_table" of context.safetensors). Empty when there is none. */
+qd_status qd_zoo_class_table(const qd_model *m, qd_budget *budget, qd_tensor *out, qd_err *err);
 /* What depends on the input of that name, and what that needs: of a first stage, "sample" gives the encoder, "latent" the decoder.
  * Shares constants. QD_E_NOT_FOUND when there is no such input, or no output depends on it. */
 qd_status qd_zoo_part(const qd_graph *g, const char *input, qd_graph **out, qd_err *err);

@@ -217,6 +217,9 @@ qd_status qd_unet_build(const qd_unet *u, qd_weight_source *weights, const qd_ru
 /* The keys UNet2DModel and UNet2DConditionModel read alike; u->levels and channels are set, the rest holds defaults. */
 qd_status qd_unet_read(const qd_config *c, qd_unet *u, qd_err *err);
 
+/* Where class-conditional latent diffusion keeps the table of contexts. */
+#define QD_LDM_CLASS_TABLE "cond_stage_model.embedding.weight"
+
 /* --- one row each: unet2d.c, unet2d_condition.c, ldm.c, autoencoder_kl.c, vq_model.c --- */
 extern const qd_network_kind qd_kind_unet2d, qd_kind_unet2d_condition, qd_kind_ldm, qd_kind_autoencoder_kl,
     qd_kind_vq_model;

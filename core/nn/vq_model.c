@@ -87,33 +87,21 @@ static void add_decoder(qd_net *net, const vq *v)
     qd_autoencoder_decode(net, &v->a, x);
 }
 
+static void add_both(qd_net *net, const void *ctx)
+{
+    add_encoder(net, ctx);
+    add_decoder(net, ctx);
+}
+
 static qd_status vq_build(const qd_config *config, qd_weight_source *weights, const qd_run *run, qd_graph **out,
                           qd_err *err)
 {
-    qd_graph *g = NULL;
     vq v;
-    qd_status st = read_config(config, &v, err);
+    const qd_status st = read_config(config, &v, err);
     if (st)
         return st;
     qd_keys_warn(config, "VQModel", known_keys, run);
-    st = qd_run_check(run, err);
-    if (!st)
-        st = qd_graph_new(&g, err);
-    if (st)
-        return st;
-    qd_net net = qd_autoencoder_net(&v.a, weights, g);
-    qd_ddpm_names names;
-    qd_ddpm_names_use(&names, weights, "encoder.mid.block_1.norm1.weight", v.a.levels);
-    add_encoder(&net, &v);
-    add_decoder(&net, &v);
-    qd_ddpm_names_done(&names, weights);
-    st = qd_graph_verify(g, err);
-    if (st) {
-        qd_graph_free(g);
-        return st;
-    }
-    *out = g;
-    return QD_OK;
+    return qd_autoencoder_build(&v.a, add_both, &v, weights, run, out, err);
 }
 
 const qd_network_kind qd_kind_vq_model = {

@@ -7,7 +7,9 @@
 #include "plan/cpu_train.h"
 #include "plan/lower_int.h"
 
-#define FEW_ROWS 8 /* a product of so few rows is bound by reading its weights: no packing, our own dots */
+/* A product of so few rows for each sample is bound by reading its weights: no packing, our own dots. The batch has no say in it, so that
+ * a sample's bytes do not depend on the others. */
+#define FEW_ROWS 8
 
 const qd_node *qd_lower_node_of(const qd_lower *l, qd_node_id id)
 {
@@ -395,7 +397,7 @@ static qd_status lower_product(qd_lower *l, const qd_group *gr, qd_err *err)
     set_act(l, gr, &c.spec);
     qd_status st = QD_OK;
 
-    if (!codes && !conv && c.spec.shape.w <= FEW_ROWS && gr->residual < 0 && gr->act < 0) {
+    if (!codes && !conv && c.spec.shape.w <= FEW_ROWS * in->dim[0] && gr->residual < 0 && gr->act < 0) {
         qd_value_id src;
         st = qd_lower_want(l, x, QD_LAYOUT_ROW, &src, err);
         if (!st)

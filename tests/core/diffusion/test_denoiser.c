@@ -1,4 +1,4 @@
-/* test_denoiser.c - networks as predictors: the trained model's trajectory, batches, classes, graphs that are no denoisers. */
+/* test_denoiser.c - networks as predictors: the trained model's trajectory, batches, graphs that are no denoisers. */
 #include "harness/harness.h"
 
 #include <math.h>
@@ -130,32 +130,6 @@ static void alone_or_in_a_batch(void **state)
     qd_model_free(m);
 }
 
-static void classes(void **state)
-{
-    float x[2 * 64], out[2 * 64], other[2 * 64];
-    qd_err err = { 0 };
-    qd_graph *g = NULL, *plain = NULL;
-    check_ok(qd_zoo_random(TINY(",\"num_class_embeds\":4"), 5, &g, &err), &err);
-    qd_denoiser *d = new_denoiser(g, 2, &qd_backend_ref);
-    qd_predictor p = qd_denoiser_predictor(d);
-    harness_normal(x, 64, 3, 1.0f);
-    memcpy(x + 64, x, 64 * sizeof(float));
-    check_ok(p.predict(p.ctx, NULL, x, 10, out, &err), &err);
-    assert_memory_equal(out, out + 64, 64 * sizeof(float)); /* both of class 0 */
-    check_ok(qd_denoiser_set_labels(d, (const int64_t[]){ 0, 3 }, &err), &err);
-    check_ok(p.predict(p.ctx, NULL, x, 10, other, &err), &err);
-    assert_memory_equal(out, other, 64 * sizeof(float));
-    assert_memory_not_equal(out, other + 64, 64 * sizeof(float));
-    qd_denoiser_free(d);
-    qd_graph_free(g);
-
-    check_ok(qd_zoo_random(TINY(""), 5, &plain, &err), &err);
-    d = new_denoiser(plain, 1, &qd_backend_ref);
-    check_fails(qd_denoiser_set_labels(d, (const int64_t[]){ 0 }, &err), QD_E_INVALID, "no classes", &err);
-    qd_denoiser_free(d);
-    qd_graph_free(plain);
-}
-
 /* sample + timestep, with these shapes and names, through one affine node. */
 static qd_graph *simple_graph(const char *first, qd_shape shape, const char *second, qd_dtype dtype, bool slice)
 {
@@ -238,9 +212,9 @@ static void allocations_fail(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(repository_trajectory),        cmocka_unit_test(delivered_trajectory),
-        cmocka_unit_test(alone_or_in_a_batch),          cmocka_unit_test(classes),
-        cmocka_unit_test(graphs_that_are_no_denoisers), cmocka_unit_test(allocations_fail),
+        cmocka_unit_test(repository_trajectory), cmocka_unit_test(delivered_trajectory),
+        cmocka_unit_test(alone_or_in_a_batch),   cmocka_unit_test(graphs_that_are_no_denoisers),
+        cmocka_unit_test(allocations_fail),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,172 @@
+/* condition.c - what a conditional network is told: contexts from a file, classes from a number (diffusion_models.md 4). */
+#include <math.h>
+#include <string.h>
+
+#include "diffusion/diffusion.h"
+#include "graph/op.h"
+
+#define MAX_CLASSES (1 << 20)
+
+void qd_condition_init(qd_condition *c)
+{
+    *c = (qd_condition){ .guidance = 1.0 };
+}
+
+void qd_condition_clear(qd_condition *c)
+{
+    qd_tensor_clear(&c->context);
+    qd_tensor_clear(&c->null_context);
+    qd_tensor_clear(&c->labels);
+    qd_tensor_clear(&c->null_labels);
+    *c = (qd_condition){ 0 };
+}
+
+/* --- from a file --- */
+
+/* The first of these names (NULL-terminated) that the file has. */
+static const char *find_name(const qd_weights *w, const char *const *names)
+{
+    for (; *names; names++)
+        if (qd_weights_find(w, *names))
+            return *names;
+    return NULL;
+}
+
+static qd_status take_context(const qd_weights *w, const char *name, qd_budget *budget, qd_tensor *out, qd_err *err)
+{
+    char shape[96];
+    const qd_tensor *have = qd_weights_find(w, name);
+    if (have->dtype != QD_F32 && have->dtype != QD_F16 && have->dtype != QD_BF16)
+        return qd_fail(err, QD_E_UNSUPPORTED, "tensor '%s' is %s; a context must be f32, f16 or bf16", name,
+                       qd_dtype_name(have->dtype));
+    if (have->shape.rank < 2 || have->shape.rank > 3 || qd_tensor_count(have) < 1)
+        return qd_fail(err, QD_E_FORMAT, "tensor '%s' has shape %s; a context is [n, tokens, width]", name,
+                       qd_shape_text(&have->shape, shape, sizeof(shape)));
+    /* Always a copy: the file may be unaligned, and may go. */
+    const qd_status st =
+        have->dtype == QD_F32 ? qd_tensor_copy(out, have, budget, err) : qd_tensor_cast(out, have, QD_F32, budget, err);
+    if (st)
+        return qd_fail_in(err, st, "tensor '%s'", name);
+    if (out->shape.rank == 2)
+        out->shape = QD_SHAPE(1, have->shape.dim[0], have->shape.dim[1]);
+    for (int64_t k = 0; k < qd_tensor_count(out); k++)
+        if (!isfinite(qd_f32(out)[k])) {
+            qd_tensor_clear(out);
+            return qd_fail(err, QD_E_NUMERIC, "tensor '%s' is not finite at element %lld; a context must be", name,
+                           (long long)k);
+        }
+    return QD_OK;
+}
+
+qd_status qd_condition_read(qd_condition *c, const qd_weights *w, qd_budget *budget, qd_err *err)
+{
+    static const char *const names[] = { "context", "prompt_embeds", "encoder_hidden_states", NULL };
+    static const char *const null_names[] = { "null_context", "negative_prompt_embeds", NULL };
+    qd_tensor context = { 0 }, null_context = { 0 };
+    const char *name = find_name(w, names), *null_name = find_name(w, null_names);
+    if (!name)
+        return qd_fail(err, QD_E_FORMAT,
+                       "the file has no tensor 'context' (or 'prompt_embeds', or 'encoder_hidden_states')");
+    qd_status st = take_context(w, name, budget, &context, err);
+    if (!st && null_name)
+        st = take_context(w, null_name, budget, &null_context, err);
+    if (st) {
+        qd_tensor_clear(&context);
+        return st;
+    }
+    qd_tensor_clear(&c->context);
+    qd_tensor_clear(&c->null_context);
+    c->context = context;
+    c->null_context = null_context;
+    return QD_OK;
+}
+
+/* --- from a number --- */
+
+int64_t qd_condition_classes(const qd_graph *g)
+{
+    const qd_node_id labels = qd_graph_find(g, "class_labels");
+    for (qd_node_id id = labels + 1; labels >= 0 && id < qd_graph_size(g); id++) {
+        const qd_node *n = qd_graph_node(g, id);
+        if (n->op == &qd_op_embedding && n->input[0] == labels)
+            return qd_graph_node(g, n->input[1])->shape.dim[0];
+    }
+    return 0;
+}
+
+/* Which classes samples show, one after the other: `label`, or all but `spared`. */
+static qd_status list_classes(int64_t classes, int64_t label, int64_t spared, qd_tensor *out, qd_budget *budget,
+                              qd_err *err)
+{
+    const bool spare = label < 0 && spared >= 0 && classes > 1;
+    const int64_t n = label >= 0 ? 1 : classes - spare;
+    const qd_shape shape = QD_SHAPE(n);
+    const qd_status st = qd_tensor_init(out, QD_I64, &shape, budget, err);
+    if (st)
+        return st;
+    int64_t *v = out->data;
+    for (int64_t k = 0; k < n; k++)
+        v[k] = label >= 0 ? label : k + (spare && k >= spared);
+    return QD_OK;
+}
+
+/* Rows of the table as contexts of one token. */
+static qd_status look_up(const qd_tensor *table, const qd_tensor *classes, qd_tensor *out, qd_budget *budget,
+                         qd_err *err)
+{
+    const int64_t n = classes->shape.dim[0], width = table->shape.dim[1];
+    const qd_shape shape = QD_SHAPE(n, 1, width);
+    const qd_status st = qd_tensor_init(out, QD_F32, &shape, budget, err);
+    if (st)
+        return st;
+    for (int64_t k = 0; k < n; k++)
+        memcpy(qd_f32(out) + k * width, qd_f32(table) + ((const int64_t *)classes->data)[k] * width,
+               (size_t)width * sizeof(float));
+    return QD_OK;
+}
+
+qd_status qd_condition_classify(qd_condition *c, const qd_graph *g, const qd_tensor *table, int64_t label,
+                                int64_t null_label, qd_budget *budget, qd_err *err)
+{
+    const bool in_context = table && table->data;
+    const int64_t classes = in_context ? table->shape.dim[0] : qd_condition_classes(g);
+    qd_tensor shown = { 0 }, spared = { 0 }, rows = { 0 }, null_row = { 0 };
+    qd_status st;
+
+    if (classes < 1 || classes > MAX_CLASSES)
+        return qd_fail(err, QD_E_INVALID, "this network knows no classes");
+    if (label < -1 || label >= classes || null_label < -1 || null_label >= classes)
+        return qd_fail(err, QD_E_INVALID, "class %lld is not one of the network's %lld: 0..%lld",
+                       (long long)(label < -1 || label >= classes ? label : null_label), (long long)classes,
+                       (long long)classes - 1);
+    if (null_label < 0 && c->guidance != 1.0)
+        null_label = classes - 1;
+    st = list_classes(classes, label, null_label, &shown, budget, err);
+    if (!st && null_label >= 0)
+        st = list_classes(classes, null_label, -1, &spared, budget, err);
+    if (!st && in_context)
+        st = look_up(table, &shown, &rows, budget, err);
+    if (!st && in_context && null_label >= 0)
+        st = look_up(table, &spared, &null_row, budget, err);
+    if (st)
+        goto out;
+    if (in_context) {
+        qd_tensor_clear(&c->context);
+        qd_tensor_clear(&c->null_context);
+        c->context = rows;
+        c->null_context = null_row;
+        rows = null_row = (qd_tensor){ 0 };
+    } else {
+        qd_tensor_clear(&c->labels);
+        qd_tensor_clear(&c->null_labels);
+        c->labels = shown;
+        c->null_labels = spared;
+        shown = spared = (qd_tensor){ 0 };
+    }
+out:
+    qd_tensor_clear(&shown);
+    qd_tensor_clear(&spared);
+    qd_tensor_clear(&rows);
+    qd_tensor_clear(&null_row);
+    return st;
+}
