@@ -50,6 +50,11 @@ static qd_status file_load(const char *path, qd_budget *budget, qd_model *m, qd_
     return st ? st : qd_model_configs_from_meta(m, err);
 }
 
+static qd_status torch_load(const char *path, qd_budget *budget, qd_model *m, qd_err *err)
+{
+    return qd_torch_open(path, budget, &m->weights, m->meta, &m->file_bytes, err);
+}
+
 static const qd_format format_folder = {
     .name = "diffusers",
     .summary = "Folder: config.json and *.safetensors at the top or in unet/, scheduler_config.json, also sharded.",
@@ -68,6 +73,12 @@ static const qd_format format_safetensors = {
     .sniff = file_sniff,
     .load = file_load,
 };
+static const qd_format format_torch = {
+    .name = "torch",
+    .summary = "One checkpoint of PyTorch (.pt, .pth, .ckpt, .bin): tensors are rebuilt, no code in it is run.",
+    .sniff = qd_torch_sniff,
+    .load = torch_load,
+};
 
 static const qd_format format_onnx_folder = {
     .name = "onnx-folder",
@@ -84,8 +95,9 @@ static const qd_format format_onnx = {
 };
 
 /* Tried in this order: a bundle is a safetensors file too, and every folder may be one of diffusers. */
-const qd_format *const qd_formats[] = { &format_onnx_folder, &format_folder, &format_bundle,
-                                        &format_safetensors, &format_onnx,   NULL };
+const qd_format *const qd_formats[] = {
+    &format_onnx_folder, &format_folder, &format_bundle, &format_safetensors, &format_torch, &format_onnx, NULL
+};
 
 /* --- opening --- */
 
@@ -98,7 +110,7 @@ qd_status qd_model_load_file(const char *path, qd_budget *budget, qd_model *m, q
         }
     return qd_fail(err, QD_E_UNSUPPORTED,
                    "'%.200s' is in no format we read: a folder in the diffusers layout, a "
-                   "safetensors file, an ONNX file, or a bundle of quantd",
+                   "safetensors file, a checkpoint of PyTorch, an ONNX file, or a bundle of quantd",
                    qd_base_name(path));
 }
 

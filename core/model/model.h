@@ -45,6 +45,22 @@ qd_status qd_safetensors_parse(const void *data, size_t size, qd_weights **out, 
 qd_status qd_safetensors_save(const char *path, const qd_weights *w, const qd_meta *meta, char *sha256_hex,
                               qd_err *err);
 
+/* --- checkpoints of PyTorch (torch.c): .pt, .pth, .ckpt, .bin, as archive or as stream; pickles of protocol 2 to 5 ---
+ * No code of a file is ever run. Refused by name: everything its pickle calls for that rebuilds no tensor (QD_E_UNSUPPORTED), what
+ * does not lie in its storage or its file (QD_E_FORMAT), what asks for more than it can need (QD_E_LIMIT). Tensors point into the
+ * mapped file where they lie plainly, and those of one storage share it.
+ * A training file's network is picked by pickle_pick.c; meta (may be NULL) says what came of it under these keys. */
+#define QD_TORCH_LAYOUT "torch.layout" /* "zip" or "stream" */
+#define QD_TORCH_CHOSEN "torch.chosen" /* path of the dict: "state_dict", "[0]", "" for the file itself */
+#define QD_TORCH_PREFIX "torch.prefix" /* was cut off all names; absent when nothing was */
+#define QD_TORCH_BESIDE "torch.beside" /* paths of other dicts with tensors; absent when there are none */
+qd_status qd_torch_open(const char *path, qd_budget *budget, qd_weights **out, qd_meta *meta, uint64_t *file_bytes,
+                        qd_err *err);
+/* The same over borrowed bytes that outlive the tensors (for tests and fuzzing). */
+qd_status qd_torch_parse(const void *data, size_t size, qd_budget *budget, qd_weights **out, qd_meta *meta, qd_err *err);
+/* Does it start like one? Its archive is a zip, which others would unpack. */
+bool qd_torch_sniff(const char *path);
+
 /* Codes of few bits (I4, I6), which safetensors has no word for, as U8 [rows, bytes of a row]; any other tensor as it is. A view
  * without a reference of its own. */
 qd_tensor qd_weights_as_bytes(const qd_tensor *t);
