@@ -1,6 +1,6 @@
 /* onnx_graph.c - a parsed ONNX file becomes a graph of ours, node by node: constants are worked out, the rest is looked up in
  * onnx_ops.c, and what cannot be read is listed by name. */
-#include "model/onnx_int.h"
+#include "model/onnx_codes.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -110,10 +110,15 @@ static qd_status read_known_node(qd_onnx_reader *r, const qd_onnx_node *n, qd_er
         const qd_onnx_number *v = qd_onnx_in(r, n, 0);
         return v ? qd_onnx_alias(r, n, 0, v, err) : qd_fail(err, QD_E_FORMAT, "input 0 is missing");
     }
+    qd_status st = qd_onnx_move_codes(r, n, &done, err);
+    if (!st && !done)
+        st = qd_onnx_spell_inputs(r, n, err);
+    if (st || done)
+        return st;
     if (n->n_inputs <= QD_MAX_INPUTS) {
         for (int k = 0; k < n->n_inputs; k++)
             in[k] = qd_onnx_in(r, n, k);
-        qd_status st = qd_onnx_fold(n, r->file->opset, in, n->n_inputs, r->budget, &made, &done, err);
+        st = qd_onnx_fold(n, r->file->opset, in, n->n_inputs, r->budget, &made, &done, err);
         if (st)
             return st;
         if (done && n->n_outputs > 0)
@@ -153,6 +158,8 @@ static qd_status read_graph(qd_onnx_reader *r, qd_err *err)
 {
     const qd_onnx_file *f = r->file;
     qd_status st = check_supported(f, err);
+    for (int k = 0; k < f->n_nodes; k++)
+        r->keeps_codes = r->keeps_codes || strcmp(f->node[k].op, "QuantizeLinear") == 0;
     if (!st)
         st = qd_graph_new(&r->graph, err);
     for (int k = 0; k < f->n_inputs && !st; k++)
@@ -176,6 +183,9 @@ qd_status qd_onnx_to_graph(const qd_onnx_file *f, qd_budget *budget, qd_graph **
         st = qd_graph_prune(r.graph, &whole, err);
     for (int k = 0; k < r.names.count; k++)
         qd_onnx_number_clear(&r.value[k]);
+    for (int k = 0; k < r.n_coded; k++)
+        qd_onnx_coded_clear(&r.coded[k]);
+    qd_free(r.coded);
     qd_free(r.value);
     qd_free(r.shape);
     qd_names_clear(&r.names);

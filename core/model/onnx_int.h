@@ -118,6 +118,7 @@ extern const int64_t qd_onnx_batch[QD_ONNX_WORLDS]; /* two primes */
 
 typedef struct qd_onnx_number {
     bool constant;
+    int coded; /* constant: 1 + index of the reader's `coded` that it is made of, 0 = none; then t has no data until it is spelled out */
     int elem_type;               /* constant: as in the file, 0 = no more known than its dtype */
     qd_tensor t[QD_ONNX_WORLDS]; /* constant: F32, I64, or codes in I8, U8; they share storage when equal */
     qd_node_id id;               /* else */
@@ -142,6 +143,7 @@ qd_status qd_onnx_fold(const qd_onnx_node *n, int64_t opset, const qd_onnx_numbe
 /* --- onnx_ops.c: one row for each ONNX operator that becomes rows of ours --- */
 
 typedef struct qd_onnx_reader qd_onnx_reader;
+typedef struct qd_onnx_coded qd_onnx_coded; /* onnx_codes.h */
 
 typedef struct qd_onnx_op {
     const char *name;
@@ -154,6 +156,9 @@ typedef qd_status qd_onnx_row(qd_onnx_reader *r, const qd_onnx_node *n, qd_err *
 /* onnx_layers.c: layers with weights, norms */
 qd_onnx_row qd_onnx_conv, qd_onnx_conv_transpose, qd_onnx_gemm, qd_onnx_matmul, qd_onnx_batch_norm,
     qd_onnx_instance_norm, qd_onnx_group_norm, qd_onnx_layer_norm;
+/* onnx_codes.c, onnx_qlayers.c */
+qd_onnx_row qd_onnx_quantize, qd_onnx_dequantize, qd_onnx_qlinear_conv, qd_onnx_qlinear_matmul, qd_onnx_conv_integer,
+    qd_onnx_matmul_integer;
 /* onnx_space.c: windows, sizes, borders, means */
 qd_onnx_row qd_onnx_pool, qd_onnx_global_pool, qd_onnx_reduce, qd_onnx_resize, qd_onnx_upsample, qd_onnx_pad,
     qd_onnx_depth_to_space;
@@ -182,6 +187,9 @@ struct qd_onnx_reader {
     int value_room;
     qd_shape *shape; // [nodes of the graph][QD_ONNX_WORLDS]
     int n_shapes, shape_room;
+    qd_onnx_coded *coded; // [coded_room]
+    int n_coded, coded_room;
+    bool keeps_codes;    /* the file quantizes values: weights that are codes stay such in float layers too */
     qd_node_id batch_of; /* an input whose first dim is the batch; -1 = none */
 };
 
@@ -252,6 +260,8 @@ qd_node_id qd_onnx_view_const(qd_onnx_pass *p, qd_node_id id, const qd_shape *sh
 
 /* Norms, activations, biases, padding; then attention. Gives a new graph. */
 qd_status qd_onnx_recognise(const qd_graph *g, qd_graph **out, qd_err *err);
+/* onnx_qpatterns.c */
+qd_status qd_onnx_find_codes(const qd_graph *g, qd_graph **out, qd_err *err);
 /* onnx_attention.c: its two walks. */
 qd_status qd_onnx_find_attention(const qd_graph *g, qd_graph **out, qd_err *err);
 qd_status qd_onnx_tidy_views(const qd_graph *g, qd_graph **out, qd_err *err);

@@ -1,5 +1,5 @@
 /* onnx_layers.c - ONNX operators with weights: convolutions, Gemm and MatMul, the normalisations. */
-#include "model/onnx_int.h"
+#include "model/onnx_codes.h"
 
 #include <string.h>
 
@@ -66,11 +66,25 @@ static qd_status conv_end(qd_onnx_reader *r, const qd_onnx_node *n, const qd_onn
     return qd_onnx_set(r, n, 0, window->rank == 1 ? qd_onnx_from_plane(r, n, made) : made, err);
 }
 
+/* The floats of a coded weight, after nothing could be made of its codes. */
+static qd_status spell_weight(qd_onnx_reader *r, const qd_onnx_node *n, qd_err *err)
+{
+    return qd_onnx_spell(r, &r->value[qd_onnx_in(r, n, 1) - r->value], err);
+}
+
 qd_status qd_onnx_conv(qd_onnx_reader *r, const qd_onnx_node *n, qd_err *err)
 {
     qd_onnx_window w;
     qd_node_id x, weight;
-    qd_status st = conv_begin(r, n, &x, &weight, &w, err);
+    qd_status st = QD_OK;
+    if (qd_onnx_coded_in(r, n, 1)) {
+        st = qd_onnx_conv_of_codes(r, n, &x, err);
+        if (st || x >= 0)
+            return st ? st : qd_onnx_set(r, n, 0, x, err);
+        st = spell_weight(r, n, err);
+    }
+    if (!st)
+        st = conv_begin(r, n, &x, &weight, &w, err);
     if (st)
         return st;
     const qd_node_id bias = qd_onnx_node_of(r, n, 2);
@@ -139,6 +153,16 @@ static bool is_matrix(const qd_onnx_reader *r, const qd_onnx_node *n, int k)
 
 qd_status qd_onnx_matmul(qd_onnx_reader *r, const qd_onnx_node *n, qd_err *err)
 {
+    if (qd_onnx_coded_in(r, n, 1)) {
+        qd_node_id made;
+        qd_status st = qd_onnx_linear_of_codes(r, n, NULL, false, -1, &made, err);
+        if (!st && made >= 0)
+            return qd_onnx_set(r, n, 0, made, err);
+        if (!st)
+            st = spell_weight(r, n, err);
+        if (st)
+            return st;
+    }
     const qd_node_id a = qd_onnx_node_of(r, n, 0);
     if (is_matrix(r, n, 1) && !qd_onnx_in(r, n, 0)->constant) {
         qd_status st = QD_OK;
@@ -178,13 +202,41 @@ static qd_node_id scaled(qd_onnx_reader *r, const qd_onnx_node *n, qd_node_id x,
     return beta == 1.0f ? x : qd_onnx_add(r, n, "beta", &qd_op_affine, QD_IN(x), QD_ATTRS(QD_FLOAT("mul", beta)));
 }
 
+/* A Gemm by a coded weight, whose C is a vector or nothing; *done when it was one. */
+static qd_status gemm_of_codes(qd_onnx_reader *r, const qd_onnx_node *n, bool turned, float beta, bool *done,
+                               qd_err *err)
+{
+    const qd_shape *w = qd_onnx_shape_of(qd_onnx_in(r, n, 1), 0);
+    qd_status st = QD_OK;
+    if (w->rank != 2)
+        return QD_OK;
+    const qd_node_id bias = linear_bias(r, n, w->dim[turned ? 0 : 1], beta, &st, err);
+    if (st || (bias < 0 && qd_onnx_in(r, n, 2)))
+        return st;
+    qd_node_id made;
+    st = qd_onnx_linear_of_codes(r, n, NULL, turned, bias, &made, err);
+    *done = !st && made >= 0;
+    return *done ? qd_onnx_set(r, n, 0, made, err) : st;
+}
+
 qd_status qd_onnx_gemm(qd_onnx_reader *r, const qd_onnx_node *n, qd_err *err)
 {
     const float alpha = qd_onnx_attr_float(n, "alpha", 1.0f), beta = qd_onnx_attr_float(n, "beta", 1.0f);
     const bool ta = qd_onnx_attr_int(n, "transA", 0) != 0, tb = qd_onnx_attr_int(n, "transB", 0) != 0;
     const bool has_c = qd_onnx_in(r, n, 2) != NULL;
-    qd_node_id a = qd_onnx_node_of(r, n, 0), made;
+    qd_node_id a, made;
     qd_status st = QD_OK;
+    if (qd_onnx_coded_in(r, n, 1)) {
+        bool done = false;
+        if (!ta && alpha == 1.0f)
+            st = gemm_of_codes(r, n, tb, beta, &done, err);
+        if (st || done)
+            return st;
+        st = spell_weight(r, n, err);
+        if (st)
+            return st;
+    }
+    a = qd_onnx_node_of(r, n, 0);
     if (is_matrix(r, n, 1) && !ta && !qd_onnx_in(r, n, 0)->constant) {
         const qd_tensor *b = &qd_onnx_in(r, n, 1)->t[0];
         const qd_node_id w = linear_weight(r, n, b, tb, alpha, &st, err);

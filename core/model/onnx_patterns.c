@@ -437,16 +437,18 @@ static qd_node_id unquote(qd_onnx_pass *p, qd_node_id id, void *ctx)
 
 qd_status qd_onnx_recognise(const qd_graph *g, qd_graph **out, qd_err *err)
 {
-    qd_graph *a = NULL, *b = NULL, *c = NULL;
-    qd_status st = qd_onnx_walk(g, see, NULL, &a, err);
+    enum { STEPS = 4 };
+    qd_graph *step[STEPS] = { NULL };
+    qd_status st = qd_onnx_walk(g, see, NULL, &step[0], err);
     if (!st)
-        st = qd_onnx_find_attention(a, &b, err);
+        st = qd_onnx_find_codes(step[0], &step[1], err);
     if (!st)
-        st = qd_onnx_tidy_views(b, &c, err);
+        st = qd_onnx_find_attention(step[1], &step[2], err);
     if (!st)
-        st = qd_onnx_walk(c, unquote, NULL, out, err);
-    qd_graph_free(a);
-    qd_graph_free(b);
-    qd_graph_free(c);
+        st = qd_onnx_tidy_views(step[2], &step[3], err);
+    if (!st)
+        st = qd_onnx_walk(step[3], unquote, NULL, out, err);
+    for (int k = 0; k < STEPS; k++)
+        qd_graph_free(step[k]);
     return st;
 }

@@ -1,5 +1,5 @@
 /* onnx_read.c - what the rows of an ONNX graph are read with: values by name, constants, nodes of ours in two worlds. */
-#include "model/onnx_int.h"
+#include "model/onnx_codes.h"
 
 #include <assert.h>
 #include <stdio.h>
@@ -280,8 +280,14 @@ static qd_node_id repeated(qd_onnx_reader *r, const qd_onnx_node *named, const q
 qd_node_id qd_onnx_number_node(qd_onnx_reader *r, const char *name, qd_onnx_number *v)
 {
     const qd_onnx_node named = { .name = name, .op = "const" };
+    qd_err err = { 0 };
     if (v->id >= 0)
         return v->id;
+    const qd_status st = qd_onnx_spell(r, v, &err);
+    if (st) {
+        qd_graph_fail(r->graph, st, "%s", err.text);
+        return -1;
+    }
     if (qd_onnx_number_fixed(v)) {
         v->id = qd_onnx_const(r, &named, NULL, &v->t[0]);
         return v->id;

@@ -94,6 +94,53 @@ static void ran_free(ran *r)
         free(r->out[k]);
 }
 
+static int layers_of_codes(const qd_graph *g, qd_node_id *list, int room)
+{
+    int n = 0;
+    for (qd_node_id id = 0; id < qd_graph_size(g) && n < room; id++)
+        if (qd_graph_node(g, id)->op == &qd_op_qconv2d || qd_graph_node(g, id)->op == &qd_op_qlinear)
+            list[n++] = id;
+    return n;
+}
+
+/* Integer layers come back as such, in order, with the same codes, scales and maps. */
+static void codes_survive(const qd_graph *want, const qd_graph *got)
+{
+    enum { MOST = 200 };
+    qd_node_id a[MOST], b[MOST];
+    qd_err err = { 0 };
+    const int n = layers_of_codes(want, a, MOST);
+    assert_int_equal(layers_of_codes(got, b, MOST), n);
+    for (int k = 0; k < n; k++) {
+        const qd_node *x = qd_graph_node(want, a[k]), *y = qd_graph_node(got, b[k]);
+        qd_tensor p, q;
+        assert_ptr_equal(x->op, y->op);
+        assert_true((float)qd_node_float(x, "x_scale") == (float)qd_node_float(y, "x_scale"));
+        assert_int_equal(qd_node_int(x, "x_zero"), qd_node_int(y, "x_zero"));
+        check_ok(qd_tensor_unpack(&p, &qd_graph_node(want, x->input[1])->value, NULL, &err), &err);
+        check_ok(qd_tensor_unpack(&q, &qd_graph_node(got, y->input[1])->value, NULL, &err), &err);
+        assert_true(qd_shape_equal(&p.shape, &q.shape));
+        assert_memory_equal(p.data, q.data, qd_tensor_bytes(&p));
+        qd_tensor_clear(&p);
+        qd_tensor_clear(&q);
+        const qd_tensor *s = &qd_graph_node(want, x->input[2])->value, *t = &qd_graph_node(got, y->input[2])->value;
+        if (qd_shape_equal(&s->shape, &t->shape))
+            assert_memory_equal(s->data, t->data, qd_tensor_bytes(s));
+        assert_int_equal(x->n_inputs > 3 && x->input[3] >= 0, y->n_inputs > 3 && y->input[3] >= 0);
+    }
+}
+
+static void same_rows(const qd_graph *want, const qd_graph *got, const qd_op *op)
+{
+    int n[2] = { 0 };
+    for (qd_node_id id = 0; id < qd_graph_size(want); id++)
+        n[0] += qd_graph_node(want, id)->op == op;
+    for (qd_node_id id = 0; id < qd_graph_size(got); id++)
+        n[1] += qd_graph_node(got, id)->op == op;
+    if (n[0] != n[1])
+        fail_msg("%d rows of %s were written, %d read back", n[0], op->name, n[1]);
+}
+
 /* Writes g, reads it back where our reader knows everything in it, and compares. step: of an output's code; 0 = a float graph. */
 static void round_trip(const qd_graph *g, const char *name, int opset, double step, bool read_back)
 {
@@ -113,8 +160,12 @@ static void round_trip(const qd_graph *g, const char *name, int opset, double st
         for (int k = 0; k < want.n_out; k++) {
             assert_string_equal(qd_graph_output_name(m->graph, k), qd_graph_output_name(g, k));
             assert_int_equal(got.count[k], want.count[k]);
-            check_close(got.out[k], want.out[k], want.count[k], 1e-30, 2e-5);
+            check_close(got.out[k], want.out[k], want.count[k], 1e-30, step > 0 ? 0 : 2e-5);
         }
+        codes_survive(g, m->graph);
+        same_rows(g, m->graph, &qd_op_quantize);
+        same_rows(g, m->graph, &qd_op_dequantize);
+        same_rows(g, m->graph, &qd_op_fake_quant);
         ran_free(&got);
         qd_model_free(m);
     }
@@ -306,7 +357,7 @@ static void integer_layers(void **state)
         check_ok(qd_graph_verify(c.g, &err), &err);
         snprintf(name, sizeof name, "codes_%s_%d_a%d_%d%s", qd_dtype_name(all[k].dtype), (int)all[k].group, all[k].bits,
                  all[k].opset, all[k].symmetric ? "s" : "");
-        round_trip(c.g, name, all[k].opset, step, false);
+        round_trip(c.g, name, all[k].opset, step, true);
         qd_graph_free(c.g);
     }
 }
@@ -362,7 +413,7 @@ static void the_shipped_model(void **state)
         for (int64_t i = 0; i < want.count[0]; i++)
             top = fmaxf(top, fabsf(want.out[0][i]));
         ran_free(&want);
-        round_trip(out, all[k].name, all[k].opset, (all[k].opset == 21 ? 2 : 1) * top / 127, false);
+        round_trip(out, all[k].name, all[k].opset, (all[k].opset == 21 ? 2 : 1) * top / 127, true);
         qd_graph_free(out);
         qd_quant_report_clear(&r);
         qd_params_free(p);
