@@ -35,6 +35,9 @@ static qd_status run_ddim(const qd_schedule *s, const qd_sample_options *o, cons
         /* The last step may go nowhere (abar_0 to abar_0), never backwards into more noise than there is. */
         const double var = o->eta * o->eta * (1.0 - abar_next) / (1.0 - abar) * fmax(1.0 - abar / abar_next, 0.0);
         double sigma = sqrt(var);
+        w.along = qd_walk_along_ddim;
+        w.abar = abar;
+        w.abar_next = abar_next;
         st = qd_walk_predict(&w, step, t, next, x, &sigma, err);
         if (st)
             break;

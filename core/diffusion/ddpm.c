@@ -26,6 +26,9 @@ static qd_status run_ddpm(const qd_schedule *s, const qd_sample_options *o, cons
         const double a = abar / abar_next, b = 1.0 - a;
         const double var = s->variance == QD_VAR_FIXED_LARGE ? b : fmax((1.0 - abar_next) / (1.0 - abar) * b, 1e-20);
         double sigma = t > 0 ? sqrt(var) : 0.0;
+        w.along = qd_walk_along_ddim;
+        w.abar = abar;
+        w.abar_next = abar_next;
         st = qd_walk_predict(&w, step, t, next, x, &sigma, err);
         if (st)
             break;

@@ -51,10 +51,23 @@ void qd_predictor_seat(const qd_predictor *p, int64_t first_sample);
  * step 0..steps-1, t the time step, t_prev the next one (-1 past the end). May change eps and, for stochastic samplers, *sigma.
  * x is the current sample. Called once for every call of the predictor, with the logical step it belongs to: plms calls twice in
  * step 0, first with that step's t, then with its t_prev as t. */
+typedef struct qd_sampler_step {
+    int step, t, t_prev;
+    bool again;     /* plms: the second call that belongs to this step */
+    const float *x; // [batch, C, H, W], the current sample
+    float *eps;     // the same, may be changed
+    double sigma;   /* of the noise that the sampler is going to add; 0 for deterministic ones */
+    float *share;   // [batch], 1: how much of it each sample gets; may be lowered
+    /* xp = where the sampler would go along the noise e without drawing any (eta 0), leaving its state as it is (qncd.md 8.5). */
+    void (*along)(const void *walk, const float *e, float *xp);
+    const void *walk;
+} qd_sampler_step;
 typedef struct qd_sampler_hook {
     void *ctx;
+    /* The hand: comes first. */
+    qd_status (*correct)(void *ctx, const qd_sampler_step *step, qd_err *err);
     qd_status (*eps)(void *ctx, int step, int t, int t_prev, const float *x, float *eps, double *sigma, qd_err *err);
-    /* After the step, with the new x; for previews and trajectories. Either may be NULL. */
+    /* After the step, with the new x; for previews and trajectories. Each of the three may be NULL. */
     qd_status (*stepped)(void *ctx, int step, int steps, int t, const float *x, qd_err *err);
 } qd_sampler_hook;
 

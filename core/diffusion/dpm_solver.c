@@ -64,6 +64,24 @@ static void solver_step(float *x, const float *x0, const float *x0_past, int64_t
     }
 }
 
+/* What the solver remembers, for a look ahead along another answer. */
+typedef struct memory {
+    float *x0;            // [n], scratch
+    const float *x0_past; // [n]; NULL: this step is of first order
+    level a, b, past;
+} memory;
+
+static void along(const qd_walk *w, const float *e, float *xp)
+{
+    const memory *m = w->state;
+    memcpy(xp, w->x, (size_t)w->n * sizeof(float));
+    if (!(w->abar_next > w->abar))
+        return;
+    for (int64_t k = 0; k < w->n; k++)
+        m->x0[k] = (float)((w->x[k] - m->a.sigma * e[k]) / m->a.alpha);
+    solver_step(xp, m->x0, m->x0_past, w->n, m->a, m->b, m->past);
+}
+
 static qd_status run_dpm(const qd_schedule *s, const qd_sample_options *o, const qd_predictor *p,
                          const qd_sampler_hook *hook, const qd_run *run, float *x, qd_err *err)
 {
@@ -86,12 +104,17 @@ static qd_status run_dpm(const qd_schedule *s, const qd_sample_options *o, const
         const int t = w.t[step], next = qd_walk_next(&w, step);
         const double abar = s->alpha_bar[t], abar_next = qd_walk_alpha_bar(&w, next, qd_walk_last_alpha_bar(&w));
         double sigma = 0.0;
+        const level a = level_of(abar), b = level_of(abar_next);
+        const bool first_order = !remembers || (next < 0 && (abar_next == 1.0 || o->steps < FEW_STEPS));
+        const memory m = { .x0 = x0, .x0_past = first_order ? NULL : x0_past, .a = a, .b = b, .past = past };
+        w.along = along;
+        w.state = &m;
+        w.abar = abar;
+        w.abar_next = abar_next;
         st = qd_walk_predict(&w, step, t, next, x, &sigma, err);
         if (st)
             goto out;
         if (abar_next > abar) { /* quad grids stand still near 0 */
-            const level a = level_of(abar), b = level_of(abar_next);
-            const bool first_order = !remembers || (next < 0 && (abar_next == 1.0 || o->steps < FEW_STEPS));
             for (int64_t k = 0; k < w.n; k++)
                 x0[k] = (float)((x[k] - a.sigma * w.eps[k]) / a.alpha);
             solver_step(x, x0, first_order ? NULL : x0_past, w.n, a, b, past);

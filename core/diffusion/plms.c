@@ -45,6 +45,24 @@ static void extrapolate(float *dst, const float *const e[KEPT + 1], int count, i
     }
 }
 
+/* The answers kept so far, for a look ahead along another one. */
+typedef struct history {
+    const float *past; // [KEPT + 1, n], a ring
+    int step;
+    float *mean; // [n]
+} history;
+
+static void along(const qd_walk *w, const float *e, float *xp)
+{
+    const history *h = w->state;
+    const float *list[KEPT + 1] = { e };
+    const int count = h->step < KEPT ? h->step + 1 : KEPT + 1;
+    for (int j = 1; j < count; j++)
+        list[j] = h->past + (h->step - j) % (KEPT + 1) * w->n;
+    extrapolate(h->mean, list, count, w->n);
+    transfer(xp, w->x, h->mean, w->n, w->abar, w->abar_next);
+}
+
 /* Step 0: eps at t is in `first`; ask again at the far end and go with the mean. mean, there: room for [n]. */
 static qd_status first_step(qd_walk *w, const float *first, float *mean, float *there, float *x, double abar,
                             double abar_next, qd_err *err)
@@ -81,6 +99,11 @@ static qd_status run_plms(const qd_schedule *s, const qd_sample_options *o, cons
         const int t = w.t[step], next = qd_walk_next(&w, step);
         const double abar = s->alpha_bar[t], abar_next = qd_walk_alpha_bar(&w, next, qd_walk_last_alpha_bar(&w));
         double sigma = 0.0;
+        const history h = { .past = past, .step = step, .mean = mean };
+        w.along = along;
+        w.state = &h;
+        w.abar = abar;
+        w.abar_next = abar_next;
         st = qd_walk_predict(&w, step, t, next, x, &sigma, err);
         if (st)
             goto out;

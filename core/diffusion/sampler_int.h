@@ -17,7 +17,13 @@ typedef struct qd_walk {
     int64_t n;          // elements of the whole batch
     float *eps;         // [n], the noise of the current call
     float *noise;       // [n], of the current step
-    double clip;        // x0 is held in [-clip, clip]; INFINITY = free
+    /* Set by the sampler before it asks: where it would go from x along e, without new noise. */
+    void (*along)(const struct qd_walk *w, const float *e, float *xp);
+    const void *state;      /* the sampler's own, for along */
+    const float *x;         /* asked about */
+    double abar, abar_next; /* levels of noise of this step's ends */
+    double clip;            // x0 is held in [-clip, clip]; INFINITY = free
+    float *share;           // [batch], of sigma, as the hook has it
     size_t drawn_bytes;
 } qd_walk;
 
@@ -37,6 +43,8 @@ double qd_walk_last_alpha_bar(const qd_walk *w);
 
 /* w->eps = noise in x at time t, corrected by the hook. *sigma goes to the hook and may come back changed. */
 qd_status qd_walk_predict(qd_walk *w, int step, int t, int t_prev, const float *x, double *sigma, qd_err *err);
+/* The deterministic step of DDIM (eta 0), for samplers of first order. */
+void qd_walk_along_ddim(const qd_walk *w, const float *e, float *xp);
 /* w->noise = what `step` adds to each sample. */
 void qd_walk_draw(qd_walk *w, int step);
 /* Tells hook and progress; fails when cancelled. */

@@ -41,8 +41,11 @@ qd_status qd_walk_open(qd_walk *w, const qd_schedule *s, const qd_sample_options
     if (st)
         return st;
     w->t = qd_calloc((size_t)s->train_steps, sizeof(int)); /* as many as can be asked for */
-    if (!w->t)
+    w->share = qd_calloc((size_t)p->batch, sizeof *w->share);
+    if (!w->t || !w->share)
         return qd_fail(err, QD_E_NOMEM, "out of memory for a grid of %d time steps", o->steps);
+    for (int64_t b = 0; b < p->batch; b++)
+        w->share[b] = 1.0f;
     qd_predictor_seat(p, o->first_sample);
     return qd_timesteps(s, o->spacing, o->steps, w->t, err);
 }
@@ -64,6 +67,7 @@ void qd_walk_close(qd_walk *w)
 {
     qd_budget_give(qd_run_budget(w->run), w->drawn_bytes);
     qd_free(w->t);
+    qd_free(w->share);
     qd_free(w->eps);
     qd_free(w->noise);
 }
@@ -95,6 +99,20 @@ static void convert_to_eps(const qd_walk *w, int t, const float *x)
             w->eps[k] = (float)((x[k] - a * w->eps[k]) / s);
 }
 
+void qd_walk_along_ddim(const qd_walk *w, const float *e, float *xp)
+{
+    const double root = sqrt(w->abar), noise_root = sqrt(1.0 - w->abar);
+    const double from_x0 = sqrt(w->abar_next), from_eps = sqrt(1.0 - w->abar_next);
+    for (int64_t k = 0; k < w->n; k++)
+        xp[k] = (float)(from_x0 * qd_walk_x0(w, root, noise_root, w->x[k], e[k]) + from_eps * e[k]);
+}
+
+static void along(const void *walk, const float *e, float *xp)
+{
+    const qd_walk *w = walk;
+    w->along(w, e, xp);
+}
+
 qd_status qd_walk_predict(qd_walk *w, int step, int t, int t_prev, const float *x, double *sigma, qd_err *err)
 {
     qd_status st = qd_run_check(w->run, err);
@@ -108,9 +126,26 @@ qd_status qd_walk_predict(qd_walk *w, int step, int t, int t_prev, const float *
             return qd_fail(err, QD_E_NUMERIC, "step %d (t = %d): the network's answer for sample %lld is not finite",
                            step, t, (long long)(w->o->first_sample + k / w->per_sample));
     convert_to_eps(w, t, x);
-    if (!w->hook || !w->hook->eps)
+    if (!w->hook)
         return QD_OK;
-    st = w->hook->eps(w->hook->ctx, step, t, t_prev, x, w->eps, sigma, err);
+    w->x = x;
+    if (w->hook->correct) {
+        for (int64_t b = 0; b < w->p->batch; b++)
+            w->share[b] = 1.0f;
+        const qd_sampler_step now = { .step = step,
+                                      .t = t,
+                                      .t_prev = t_prev,
+                                      .again = t != w->t[step],
+                                      .x = x,
+                                      .eps = w->eps,
+                                      .sigma = *sigma,
+                                      .share = w->share,
+                                      .along = along,
+                                      .walk = w };
+        st = w->hook->correct(w->hook->ctx, &now, err);
+    }
+    if (!st && w->hook->eps)
+        st = w->hook->eps(w->hook->ctx, step, t, t_prev, x, w->eps, sigma, err);
     if (st)
         return st;
     if (!(*sigma >= 0.0 && isfinite(*sigma)))
@@ -124,6 +159,8 @@ void qd_walk_draw(qd_walk *w, int step)
         const uint64_t sample = (uint64_t)(w->o->first_sample + b);
         qd_rng_normal(w->noise + b * w->per_sample, (size_t)w->per_sample, w->o->seed,
                       QD_STREAM_SAMPLER_NOISE | sample << STEP_BITS | (uint64_t)step, 0);
+        for (int64_t k = 0; w->share[b] != 1.0f && k < w->per_sample; k++)
+            w->noise[b * w->per_sample + k] *= w->share[b];
     }
 }
 

@@ -197,6 +197,11 @@ qd_status qd_ptq_run(const qd_ptq_stages *stages, const qd_quant_task *task, con
     st = qd_layout_report(layout, o.weight_bits, o.activation_bits, run, &told, err);
     if (st)
         goto out;
+    if (o.stages.correction != QD_CORRECT_NONE) {
+        st = qd_noise_collect(&o.noise, o.stages.correction, &o.trajectories, quantized, run, &told.correction, err);
+        if (st)
+            goto out;
+    }
     told.calibration_steps = set.steps;
     told.calibration_samples = (int)set.samples;
     told.float_bytes = qd_graph_param_bytes(task->graph);

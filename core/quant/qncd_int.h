@@ -74,11 +74,20 @@ typedef struct qd_noise_step {
     int t;
     qd_noise_sums *channel; // [channels]
 } qd_noise_step;
-/* What the re-noise probe shows on the float network at a trigger step (8.4). */
+/* What the re-noise probe shows on the float network at a trigger step (8.4). [0] is over the whole picture, [1 + c] channel c. */
 typedef struct qd_probe_reference {
     int t;
-    double m, v, s; /* mean and variance of d, deviation of the per-trajectory means */
+    double *m, *v, *s; // [1 + channels] each: mean and variance of d, deviation of the per-trajectory means
 } qd_probe_reference;
+
+/* Everything the paired table says about one step. eps_hat = eps + D, D = k eps + r (PTQD); beta is the slope of D on eps_hat within a
+ * channel (D2-DPM). */
+typedef struct qd_noise_figures {
+    double k;     /* >= 0, pooled over channels */
+    double sigma; /* deviation of r */
+    double beta;
+} qd_noise_figures;
+qd_noise_figures qd_noise_figures_of(const qd_noise_step *s, int64_t channels);
 
 /* --- correction.c: qd_correction and its text form --- */
 struct qd_correction {
@@ -91,15 +100,40 @@ struct qd_correction {
     qd_probe_reference *probe; // [n_probe], t falling
     int n_probe;
     int interval; /* steps between probes */
+    bool paper_offset, by_channel;
     double kappa, mu_max;
     /* Ranges of activations by groups of time steps (11.3): quantizer k of the graph in group g has map[g * n_maps + k]. */
-    int n_groups;
+    int n_groups;     /* 0 = the maps of the graph hold everywhere */
     int *group_until; // [n_groups], falling: group g is t >= group_until[g]
     int n_maps;
     char (*map_name)[QD_MAX_NAME + 8]; // [n_maps], names of quantize nodes
     float *map_scale;                  // [n_groups, n_maps]
     int32_t *map_zero;                 // [n_groups, n_maps]
 };
+
+/* --- probe.c: one step back up to level t with known noise, and what the network says of it (8.2) --- */
+typedef struct qd_probe {
+    const qd_predictor *predictor;
+    const qd_schedule *schedule;
+    uint64_t seed;
+    int64_t first_sample;
+    bool centred; /* z has mean zero in each sample and channel */
+    int64_t n, per_sample;
+    float *block, *z, *x, *d; // [n] each
+    size_t drawn_bytes;
+    qd_budget *budget;
+} qd_probe;
+qd_status qd_probe_open(qd_probe *b, const qd_predictor *p, const qd_schedule *s, uint64_t seed, qd_budget *budget,
+                        qd_err *err);
+void qd_probe_close(qd_probe *b);
+/* b->d = eps_hat(x_r, t) - z, x_r the sampler's next sample along e, noised again. */
+qd_status qd_probe_ask(qd_probe *b, const qd_sampler_step *step, const float *e, const qd_run *run, qd_err *err);
+/* Is step i a trigger? Every interval-th from 0; published: (i - 1) mod I = I / 2. */
+bool qd_probe_triggers(int step, int interval, bool paper_offset);
+/* abar after the step; the schedule's own end for t < 0. */
+double qd_schedule_level(const qd_schedule *s, int t);
+/* Mean and variance of one sample's d, [0] of the whole, [1 + c] of each channel; n_out is 1 or 1 + channels. */
+void qd_probe_moments(const float *d, int64_t channels, int64_t space, double *mean, double *var);
 
 typedef struct qd_noise_options {
     int64_t samples;   /* trajectories, others than those that calibrated */

@@ -82,8 +82,9 @@ typedef enum qd_correction_mode {
     QD_CORRECT_NONE,
     QD_CORRECT_COMPAT, /* the published probe, bit for bit (8.2): trigger set, no reference, one mean for the whole batch */
     QD_CORRECT_PROBE, /* the probe against the float model's own, gated, per request (8.4) */
-    QD_CORRECT_TABLE, /* the paired table: slope, bias by channel, residual deviation (11.1); no further calls */
-    QD_CORRECT_BOTH,  /* the table, and the gated probe for what it leaves */
+    QD_CORRECT_TABLE, /* the paired table: slope, bias by channel, residual deviation (PTQD, 11.1); no further calls */
+    QD_CORRECT_CONDITIONAL, /* the paired table as D2-DPM reads it: the expected noise given eps_hat (11.1) */
+    QD_CORRECT_BOTH,        /* the table, and the gated probe for what it leaves */
 } qd_correction_mode;
 
 /* What travels with a quantized denoiser beside its graph: paired statistics by time step, the probe's references, ranges of
@@ -95,7 +96,7 @@ qd_status qd_correction_text(const qd_correction *c, qd_buf *b, qd_err *err);
 /* A stranger's text: every table checked; QD_E_FORMAT names the entry. */
 qd_status qd_correction_parse(const char *text, size_t size, qd_correction **out, qd_err *err);
 qd_correction_mode qd_correction_default(const qd_correction *c);
-/* "none", "compat", "probe", "table", "both"; -1 when there is no such mode. */
+/* "none", "compat", "probe", "table", "conditional", "both"; -1 when there is no such mode. */
 int qd_correction_mode_find(const char *name);
 const char *qd_correction_mode_name(qd_correction_mode mode);
 
@@ -108,6 +109,7 @@ typedef struct qd_corrected_options {
     qd_correction_mode mode;
     const qd_schedule *schedule;
     const qd_sampler *sampler;
+    const qd_condition *condition; /* NULL for a network that takes none */
     int64_t batch;
     int threads;
     const struct qd_backend *backend;
