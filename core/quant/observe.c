@@ -214,7 +214,7 @@ qd_status qd_layout_choose_maps(qd_layout *l, const qd_range_rule *rule, const q
         if (st)
             return qd_fail_in(err, st, "value '%s' over the calibration set", name);
         q->sqnr_db = qd_histogram_sqnr_db(q->seen, &q->map);
-        qd_run_progress(run, "search", name, k + 1, l->n_quantizers + l->n_layers);
+        qd_run_progress(run, "search", name, k + 1, l->n_quantizers);
     }
     return QD_OK;
 }

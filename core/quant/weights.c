@@ -144,7 +144,7 @@ qd_status qd_layout_quantize_weights(qd_layout *l, int bits, bool search, const 
             if (st)
                 return st;
         }
-        qd_run_progress(run, "search", n->name, l->n_quantizers + k + 1, l->n_quantizers + l->n_layers);
+        qd_run_progress(run, "weights", n->name, k + 1, l->n_layers);
     }
     return QD_OK;
 }
