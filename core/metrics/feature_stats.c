@@ -5,7 +5,7 @@
 #include "base/mem.h"
 #include "metrics/stats_int.h"
 
-enum { CHUNK = 5000, PORTION = 256 };
+enum { CHUNK = 5000, AT_ONCE = 256 };
 
 void qd_feature_stats_free(qd_feature_stats *s)
 {
@@ -51,13 +51,14 @@ qd_status qd_feature_stats_new(const qd_features *f, int64_t keep, int64_t chunk
     s->classes = z.classes;
     s->keep = keep;
     s->chunk = chunk > 0 ? chunk : CHUNK;
+    s->at_once = (AT_ONCE + z.batch - 1) / z.batch * z.batch;
     st = qd_moments_new(z.dim, budget, &s->features, err);
     if (!st && z.spatial_dim > 0)
         st = qd_moments_new(z.spatial_dim, budget, &s->spatial, err);
     if (!st)
         st = take_floats(s, keep, z.dim, &s->rows, err);
     if (!st)
-        st = take_floats(s, PORTION, z.dim + z.spatial_dim + z.classes, &s->portion, err);
+        st = take_floats(s, s->at_once, z.dim + z.spatial_dim + z.classes, &s->portion, err);
     s->class_sum = st ? NULL : qd_calloc((size_t)z.classes, sizeof *s->class_sum);
     if (!st && !s->class_sum)
         st = qd_fail(err, QD_E_NOMEM, "no memory for %lld classes", (long long)z.classes);
@@ -114,15 +115,23 @@ static qd_status add_answers(qd_feature_stats *s, const float *p, int64_t n, qd_
     return QD_OK;
 }
 
+void qd_stats_scores(const qd_feature_stats *s, double *scores)
+{
+    if (s->n_scores > 0)
+        memcpy(scores, s->score, (size_t)s->n_scores * sizeof *scores);
+    if (s->in_chunk > 0)
+        scores[s->n_scores] = score_of_chunk(s);
+}
+
 qd_status qd_inception_score_of(const qd_feature_stats *s, qd_inception_score *out, qd_err *err)
 {
     const int64_t n = s->n_scores + (s->in_chunk > 0);
+    const double last = s->in_chunk > 0 ? score_of_chunk(s) : 0.0;
     double sum = 0.0, squares = 0.0;
     if (n == 0)
-        return s->classes == 0 ? qd_fail(err, QD_E_UNSUPPORTED,
-                                         "the feature network tells no classes, an inception score needs them")
-                               : qd_fail(err, QD_E_INVALID, "there are no pictures to score");
-    const double last = s->in_chunk > 0 ? score_of_chunk(s) : 0.0;
+        return s->classes == 0
+                   ? qd_fail(err, QD_E_UNSUPPORTED, "an inception score needs a network that tells classes apart")
+                   : qd_fail(err, QD_E_INVALID, "there are no pictures to score");
     for (int64_t k = 0; k < n; k++)
         sum += k < s->n_scores ? s->score[k] : last;
     for (int64_t k = 0; k < n; k++) {
@@ -149,11 +158,11 @@ static qd_status check_network(const qd_feature_stats *s, const qd_features *f, 
     return QD_OK;
 }
 
-/* What the network gave for n pictures, n <= PORTION, from s->portion. */
+/* What the network gave for n pictures, n <= at_once, from s->portion. */
 static qd_status take_portion(qd_feature_stats *s, int64_t n, int threads, qd_err *err)
 {
-    const float *features = s->portion, *spatial = features + PORTION * s->dim,
-                *answers = spatial + PORTION * s->spatial_dim;
+    const float *features = s->portion, *spatial = features + s->at_once * s->dim,
+                *answers = spatial + s->at_once * s->spatial_dim;
     qd_status st = qd_moments_add(s->features, features, n, threads, err);
     if (!st && s->spatial)
         st = qd_moments_add(s->spatial, spatial, n, threads, err);
@@ -172,10 +181,12 @@ static qd_status take_portion(qd_feature_stats *s, int64_t n, int threads, qd_er
 qd_status qd_feature_stats_add(qd_feature_stats *s, qd_features *f, const float *x, int64_t n, int channels, int height,
                                int width, const qd_run *run, qd_err *err)
 {
-    float *spatial = s->portion + PORTION * s->dim, *answers = spatial + PORTION * s->spatial_dim;
     qd_status st = check_network(s, f, err);
-    for (int64_t first = 0; first < n && !st; first += PORTION) {
-        const int64_t part = n - first < PORTION ? n - first : PORTION;
+    if (st)
+        return st;
+    float *spatial = s->portion + s->at_once * s->dim, *answers = spatial + s->at_once * s->spatial_dim;
+    for (int64_t first = 0; first < n && !st; first += s->at_once) {
+        const int64_t part = n - first < s->at_once ? n - first : s->at_once;
         st = qd_features_of_samples(f, x + first * channels * height * width, part, channels, height, width, run,
                                     s->portion, spatial, answers, err);
         if (!st)
@@ -187,10 +198,12 @@ qd_status qd_feature_stats_add(qd_feature_stats *s, qd_features *f, const float 
 qd_status qd_feature_stats_add_dataset(qd_feature_stats *s, qd_features *f, const qd_dataset *d, const int64_t *image,
                                        int64_t count, const char *phase, const qd_run *run, qd_err *err)
 {
-    float *spatial = s->portion + PORTION * s->dim, *answers = spatial + PORTION * s->spatial_dim;
     qd_status st = check_network(s, f, err);
-    for (int64_t first = 0; first < count && !st; first += PORTION) {
-        const int64_t part = count - first < PORTION ? count - first : PORTION;
+    if (st)
+        return st;
+    float *spatial = s->portion + s->at_once * s->dim, *answers = spatial + s->at_once * s->spatial_dim;
+    for (int64_t first = 0; first < count && !st; first += s->at_once) {
+        const int64_t part = count - first < s->at_once ? count - first : s->at_once;
         st = qd_features_of_pictures(f, d, image ? image + first : NULL, first, part, run, s->portion, spatial, answers,
                                      err);
         if (!st)

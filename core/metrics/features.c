@@ -10,7 +10,7 @@
 enum { BATCH = 64, SPATIAL_CHANNELS = 7, MAX_OUTPUTS = 3 };
 
 struct qd_features {
-    qd_view view; /* its graph is gone, what it said of it stays */
+    qd_feature_view view; /* its graph is gone, what it said of it stays */
     qd_plan *plan;
     qd_pixel_scale scale;
     qd_pixel_rule pixels;
@@ -27,7 +27,7 @@ void qd_features_free(qd_features *f)
     if (!f)
         return;
     qd_plan_free(f->plan);
-    qd_view_clear(&f->view);
+    qd_feature_view_clear(&f->view);
     qd_tensor_clear(&f->x);
     for (int k = 0; k < MAX_OUTPUTS; k++)
         qd_tensor_clear(&f->result[k]);
@@ -42,7 +42,8 @@ qd_feature_sizes qd_features_sizes(const qd_features *f)
                                .width = f->view.width,
                                .dim = f->dim,
                                .spatial_dim = f->spatial_channels * f->spatial_plane,
-                               .classes = f->classes };
+                               .classes = f->classes,
+                               .batch = f->batch };
 }
 
 /* What the outputs are: [N, D] or [N, C, H, W] features, [N, C, H, W] spatial, [N, K] answers. */
@@ -106,7 +107,7 @@ qd_status qd_features_new(const qd_graph *g, const qd_feature_options *o, const 
     f->pixels = o->pixels;
     f->resize = o->resize;
     f->batch = o->batch > 0 ? o->batch : BATCH;
-    qd_status st = qd_view_open(g, o->features, o->spatial, &f->view, err);
+    qd_status st = qd_feature_view_open(g, o->features, o->spatial, &f->view, err);
     if (!st)
         st = qd_pixel_scale_parse(o->mean ? o->mean : "0", o->std ? o->std : "1", f->view.channels, &f->scale, err);
     if (!st)
@@ -173,7 +174,7 @@ static tap tap_of(qd_resize_rule rule, int k, int from, int to)
 
 static void resize_plane(float *dst, const source *s, const uint8_t *codes, const float *x)
 {
-    const qd_view *v = &s->f->view;
+    const qd_feature_view *v = &s->f->view;
     for (int i = 0; i < v->height; i++) {
         const tap row = tap_of(s->f->resize, i, s->height, v->height);
         for (int j = 0; j < v->width; j++) {
@@ -192,7 +193,7 @@ static void resize_plane(float *dst, const source *s, const uint8_t *codes, cons
 static void prepare(void *ctx, int64_t k)
 {
     const source *s = ctx;
-    const qd_view *v = &s->f->view;
+    const qd_feature_view *v = &s->f->view;
     const int64_t plane = (int64_t)s->height * s->width, wanted = (int64_t)v->height * v->width;
     const uint8_t *codes = s->x ? NULL : qd_dataset_pixels(s->d, s->image ? s->image[k] : s->first + k);
     const float *x = s->x ? s->x + k * s->channels * plane : NULL;
@@ -214,7 +215,7 @@ static void prepare(void *ctx, int64_t k)
 
 static qd_status check_source(const source *s, int64_t n, qd_err *err)
 {
-    const qd_view *v = &s->f->view;
+    const qd_feature_view *v = &s->f->view;
     const int64_t size = (int64_t)s->channels * s->height * s->width;
     if (s->channels != v->channels && s->channels != 1)
         return qd_fail(err, QD_E_INVALID, "the pictures have %d channels, the feature network takes %d", s->channels,

@@ -147,7 +147,7 @@ static double distance2(const double *a, const double *b, int64_t n)
 
 qd_status qd_frechet_to(const qd_frechet_base *f, const qd_gauss *g, double *out, qd_err *err)
 {
-    double root;
+    double root = 0.0;
     if (f->dim != g->dim)
         return qd_fail(err, QD_E_INVALID, "one set has %lld features, the other %lld", (long long)f->dim,
                        (long long)g->dim);

@@ -89,7 +89,7 @@ void qd_features_free(qd_features *f);
 typedef struct qd_feature_sizes {
     const char *name;            /* lent */
     int channels, height, width; /* of its input */
-    int64_t dim, spatial_dim, classes;
+    int64_t dim, spatial_dim, classes, batch;
 } qd_feature_sizes;
 qd_feature_sizes qd_features_sizes(const qd_features *f);
 /* Samples x [n][channels][height][width] through the rules above. features [n, dim], spatial [n, spatial_dim] and probabilities

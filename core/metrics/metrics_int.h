@@ -19,9 +19,13 @@ qd_status qd_eigen(double *a, int64_t n, bool vectors, double *value, qd_err *er
 qd_status qd_each_row(const double *a, int64_t na, const double *b, int64_t nb, int64_t dim,
                       void (*fn)(void *ctx, int64_t i, const double *products), void *ctx, const qd_run *run,
                       qd_err *err);
-/* Memory drawn from the run's budget, to be given back with the same size. NULL with words. */
-void *qd_metric_take(const qd_run *run, size_t count, size_t size, const char *what, qd_err *err);
+/* Zeroed memory drawn from the run's budget, to be given back with the same size (NULL is fine). Where *st has failed already nothing is
+ * taken, so that several may follow each other and be checked once. */
+void *qd_metric_take(const qd_run *run, size_t count, size_t size, const char *what, qd_status *st, qd_err *err);
 void qd_metric_give(const qd_run *run, void *p, size_t count, size_t size);
+/* Rows as doubles, the same way. */
+double *qd_metric_widen(const qd_run *run, const float *rows, int64_t n, int64_t dim, qd_status *st, qd_err *err);
+void qd_metric_give_wide(const qd_run *run, double *wide, int64_t n, int64_t dim);
 
 /* --- frechet.c --- */
 
@@ -38,14 +42,15 @@ qd_status qd_frechet_to(const qd_frechet_base *f, const qd_gauss *g, double *out
 
 /* --- view.c: the parts of a network that are looked at --- */
 
-typedef struct qd_view {
+typedef struct qd_feature_view {
     qd_graph *graph; /* outputs: features; then spatial and answers, where there are any */
     char name[QD_MAX_NAME + 1];
     int at_spatial, at_answers; /* places among the outputs; -1 = none */
     bool softmaxed;             /* the answers are probabilities already */
     int channels, height, width;
-} qd_view;
-qd_status qd_view_open(const qd_graph *g, const char *features, const char *spatial, qd_view *out, qd_err *err);
-void qd_view_clear(qd_view *v);
+} qd_feature_view;
+qd_status qd_feature_view_open(const qd_graph *g, const char *features, const char *spatial, qd_feature_view *out,
+                               qd_err *err);
+void qd_feature_view_clear(qd_feature_view *v);
 
 #endif

@@ -70,7 +70,7 @@ static qd_node_id penultimate(const qd_graph *g, qd_node_id answers)
 }
 
 /* Where pictures go in. */
-static qd_status read_input(const qd_graph *g, qd_view *v, qd_err *err)
+static qd_status read_input(const qd_graph *g, qd_feature_view *v, qd_err *err)
 {
     const qd_node *in = qd_graph_inputs(g) == 1 ? qd_graph_node(g, qd_graph_input_at(g, 0)) : NULL;
     if (!in || in->dtype != QD_F32 || in->shape.rank != 4 || in->shape.dim[0] != -1)
@@ -113,9 +113,10 @@ static bool given(const char *name)
     return name && name[0];
 }
 
-qd_status qd_view_open(const qd_graph *g, const char *features, const char *spatial, qd_view *out, qd_err *err)
+qd_status qd_feature_view_open(const qd_graph *g, const char *features, const char *spatial, qd_feature_view *out,
+                               qd_err *err)
 {
-    qd_view v = { .at_spatial = -1, .at_answers = -1 };
+    qd_feature_view v = { .at_spatial = -1, .at_answers = -1 };
     qd_node_id wanted[3];
     const char *names[3] = { "features" };
     qd_classifier c = { .output = -1 };
@@ -155,7 +156,7 @@ qd_status qd_view_open(const qd_graph *g, const char *features, const char *spat
     return st;
 }
 
-void qd_view_clear(qd_view *v)
+void qd_feature_view_clear(qd_feature_view *v)
 {
     qd_graph_free(v->graph);
     memset(v, 0, sizeof *v);
