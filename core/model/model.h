@@ -91,15 +91,15 @@ const char *qd_config_key(const qd_config *c, int k);
 /* --- a model as found on disk --- */
 #define QD_FIRST_STAGE_MISSING "first_stage.missing" /* in meta: why the one of a pipeline is not there */
 typedef struct qd_model {
-    const char *format;           /* name of the row of formats.c that read it */
-    qd_weights *weights;          /* float weights by their names; NULL when `graph` is set */
-    qd_config *config;            /* the network's config.json; NULL when the format has none */
-    qd_config *scheduler;         /* scheduler_config.json; NULL when absent */
-    qd_graph *graph;              /* formats that carry their own graph (bundles) */
+    const char *format;   /* name of the row of formats.c that read it */
+    qd_weights *weights;  /* float weights by their names; NULL when `graph` is set */
+    qd_config *config;    /* the network's config.json; NULL when the format has none */
+    qd_config *scheduler; /* scheduler_config.json; NULL when absent */
+    qd_graph *graph;      /* formats that carry their own graph (bundles) */
     struct qd_model *first_stage; /* of latent diffusion, from vae/ or vqvae/; NULL when absent */
-    qd_weights *context;          /* context.safetensors beside the network: what it can be told; NULL when absent */
-    qd_meta *meta;                /* whatever text came along */
-    uint64_t file_bytes;          /* size of the weight files */
+    qd_weights *context; /* context.safetensors beside the network: what it can be told; NULL when absent */
+    qd_meta *meta;       /* whatever text came along */
+    uint64_t file_bytes; /* size of the weight files */
 } qd_model;
 
 typedef struct qd_format {
@@ -123,6 +123,10 @@ qd_status qd_onnx_save(const char *path, const qd_graph *g, const char *name, in
 /* The tensors of a graph under the names they had as floats, codes spelled out: the weight of a quantized layer is "<layer>.weight"
  * again, halves of a split one joined. */
 qd_status qd_graph_float_weights(const qd_graph *g, qd_budget *budget, qd_weights **out, qd_err *err);
+/* The other way: g as somebody computes it who has only those tensors, layers of codes in floats. Names the tensor that is missing
+ * or has another shape. */
+qd_status qd_graph_with_weights(const qd_graph *g, const qd_weights *weights, qd_budget *budget, qd_graph **out,
+                                qd_err *err);
 /* The same tensors as GGUF version 3 (gguf.c): weights of layers in blocks, type "q8_0", "q4_0" or "auto" (4 bits where they have them).
  * Codes stay as they are where a block has one scale; the scale becomes a half float. */
 qd_status qd_gguf_save(const char *path, const qd_graph *g, const qd_meta *meta, const char *type, qd_budget *budget,

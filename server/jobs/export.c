@@ -218,6 +218,55 @@ typedef struct work {
     json_t *read_back;
 } work;
 
+/* read_back gains what `got` makes of the job's seeded inputs, beside what the model makes. */
+static qd_status judge_outputs(work *w, const qd_graph *got, qd_err *err)
+{
+    difference d = { 0 };
+    const qd_status st = compare_networks(w->graph, got, &w->t->run, &d, err);
+    if (!st)
+        json_object_set_new(w->read_back, "outputs", difference_json("outputs", &d));
+    return st;
+}
+
+/* The next layer of codes from node `from` on; -1 = no more. */
+static qd_node_id next_of_codes(const qd_graph *g, qd_node_id from)
+{
+    for (; from < qd_graph_size(g); from++)
+        if (qd_graph_node(g, from)->op == &qd_op_qconv2d || qd_graph_node(g, from)->op == &qd_op_qlinear)
+            return from;
+    return -1;
+}
+
+/* Layers of codes in both graphs, in order, and whether all codes are the same, however many bits they are packed in. */
+static qd_status compare_codes(const qd_graph *want, const qd_graph *got, json_t *o, qd_err *err)
+{
+    json_int_t layers = 0, back = 0;
+    bool same = true;
+    qd_node_id a = next_of_codes(want, 0), b = next_of_codes(got, 0);
+    while (a >= 0 || b >= 0) {
+        qd_tensor x = { 0 }, y = { 0 };
+        qd_status st = QD_OK;
+        if (a >= 0 && b >= 0) {
+            st = qd_tensor_unpack(&x, &qd_graph_node(want, qd_graph_node(want, a)->input[1])->value, NULL, err);
+            if (!st)
+                st = qd_tensor_unpack(&y, &qd_graph_node(got, qd_graph_node(got, b)->input[1])->value, NULL, err);
+            same = same && !st && qd_shape_equal(&x.shape, &y.shape) && !memcmp(x.data, y.data, qd_tensor_bytes(&x));
+        }
+        qd_tensor_clear(&x);
+        qd_tensor_clear(&y);
+        if (st)
+            return st;
+        layers += a >= 0;
+        back += b >= 0;
+        a = a < 0 ? -1 : next_of_codes(want, a + 1);
+        b = b < 0 ? -1 : next_of_codes(got, b + 1);
+    }
+    json_object_set_new(
+        o, "codes",
+        json_pack("{s:I, s:I, s:b}", "layers", layers, "layers_read", back, "identical", same && layers == back));
+    return QD_OK;
+}
+
 static qd_status write_onnx(work *w, qd_err *err)
 {
     const qd_run *run = &w->t->run;
@@ -236,9 +285,24 @@ static qd_status write_onnx(work *w, qd_err *err)
     if (st)
         return qd_fail(err, st, "what was written cannot be read back: %s", why.text);
     st = compare_networks(w->graph, m->graph, run, &d, err);
-    if (!st)
+    if (!st) {
         w->read_back = difference_json("outputs", &d);
+        st = compare_codes(w->graph, m->graph, w->read_back, err);
+    }
+    if (!st)
+        json_object_set_new(w->read_back, "outputs", difference_json("outputs", &d));
     qd_model_free(m);
+    return st;
+}
+
+/* The network that somebody builds who has these weights only. */
+static qd_status judge_weights(work *w, const qd_weights *got, qd_err *err)
+{
+    qd_graph *g = NULL;
+    qd_status st = qd_graph_with_weights(w->graph, got, qd_run_budget(&w->t->run), &g, err);
+    if (!st)
+        st = judge_outputs(w, g, err);
+    qd_graph_free(g);
     return st;
 }
 
@@ -297,6 +361,8 @@ static qd_status write_safetensors(work *w, qd_err *err)
     }
     if (!st)
         w->read_back = difference_json(codes ? "bytes" : "weights", &d);
+    if (!st && !codes)
+        st = judge_weights(w, got, err);
     qd_weights_free(got);
     qd_weights_free(want);
     return st;
@@ -315,8 +381,10 @@ static qd_status write_gguf(work *w, qd_err *err)
         st = qd_gguf_open(w->path, budget, &got, NULL, err);
     if (!st)
         st = compare_weights(want, got, &d, err);
-    if (!st)
+    if (!st) {
         w->read_back = difference_json("weights", &d);
+        st = judge_weights(w, got, err);
+    }
     qd_weights_free(got);
     qd_weights_free(want);
     return st;

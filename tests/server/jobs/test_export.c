@@ -34,9 +34,11 @@ static json_t *run_job(const char *kind, const char *model, const char *params, 
 }
 
 typedef struct expected {
-    const char *params, *file, *compared; /* compared NULL: our own reader has to pass */
-    double least_db;                      /* INFINITY = identical */
-    double most_bytes;                    /* of the file, for each byte of the model's constants */
+    const char *params, *file, *compared;
+    double least_db;   /* INFINITY = identical */
+    double most_bytes; /* of the file, for each byte of the model's constants */
+    double outputs_db; /* least, of the outputs on seeded inputs, where they are not identical */
+    bool of_codes;     /* layers of codes are written and read */
 } expected;
 
 static void check_export(const char *model, const expected *e)
@@ -51,19 +53,25 @@ static void check_export(const char *model, const expected *e)
     const double had = (double)json_integer_value(json_object_get(r, "parameter_bytes"));
     if (!(bytes > 0 && bytes < had * e->most_bytes))
         fail_msg("%s: %.0f bytes of a model of %.0f", e->params, bytes, had);
-    if (!e->compared) {
-        assert_true(json_is_null(json_object_get(back, "compared")));
-        assert_non_null(strstr(json_string_value(json_object_get(back, "note")), "do not read"));
-    } else {
-        assert_string_equal(json_string_value(json_object_get(back, "compared")), e->compared);
-        assert_true(json_integer_value(json_object_get(back, "values")) > 0);
-        const json_t *db = json_object_get(back, "sqnr_db");
-        print_message("%s %s: worst %g, %g dB, %.0f bytes\n", e->file, e->params,
-                      json_number_value(json_object_get(back, "max_abs_difference")), json_number_value(db), bytes);
-        if (isinf(e->least_db))
-            assert_true(json_is_true(json_object_get(back, "identical")));
-        else
-            assert_true(json_is_true(json_object_get(back, "identical")) || json_number_value(db) > e->least_db);
+    assert_string_equal(json_string_value(json_object_get(back, "compared")), e->compared);
+    assert_true(json_integer_value(json_object_get(back, "values")) > 0);
+    const json_t *db = json_object_get(back, "sqnr_db"), *outputs = json_object_get(back, "outputs");
+    const json_t *codes = json_object_get(back, "codes"), *exact = json_object_get(back, "identical");
+    print_message("%s %s: worst %g, %g dB; of outputs %g dB; %.0f bytes\n", e->file, e->params,
+                  json_number_value(json_object_get(back, "max_abs_difference")), json_number_value(db),
+                  json_number_value(json_object_get(outputs, "sqnr_db")), bytes);
+    assert_true(json_is_true(exact) || (!isinf(e->least_db) && json_number_value(db) > e->least_db));
+    /* Bytes are bytes; all else is also run on the job's seeded inputs. */
+    assert_int_equal(outputs != NULL, strcmp(e->compared, "bytes") != 0);
+    if (outputs) {
+        assert_true(json_integer_value(json_object_get(outputs, "values")) > 0);
+        assert_true(json_is_true(json_object_get(outputs, "identical")) ||
+                    json_number_value(json_object_get(outputs, "sqnr_db")) > e->outputs_db);
+    }
+    assert_int_equal(codes != NULL, strcmp(e->file, "model.onnx") == 0);
+    if (codes) {
+        assert_true(json_is_true(json_object_get(codes, "identical")));
+        assert_int_equal(json_integer_value(json_object_get(codes, "layers")) > 0, e->of_codes);
     }
     json_decref(r);
 }
@@ -71,12 +79,13 @@ static void check_export(const char *model, const expected *e)
 static void of_floats(void **state)
 {
     static const expected all[] = {
-        { "{}", "model.onnx", "outputs", 100, 1.1 },
-        { "{\"method\":\"onnx\",\"opset\":21}", "model.onnx", "outputs", 100, 1.1 },
-        { "{\"method\":\"safetensors\"}", "weights.safetensors", "weights", INFINITY, 1.02 },
-        { "{\"method\":\"safetensors\",\"contents\":\"codes\"}", "weights.safetensors", "bytes", INFINITY, 1.02 },
-        { "{\"method\":\"gguf\"}", "model.gguf", "weights", 40, 0.34 },
-        { "{\"method\":\"gguf\",\"block_type\":\"q4_0\"}", "model.gguf", "weights", 20, 0.22 },
+        { "{}", "model.onnx", "outputs", 100, 1.1, 100, false },
+        { "{\"method\":\"onnx\",\"opset\":21}", "model.onnx", "outputs", 100, 1.1, 100, false },
+        { "{\"method\":\"safetensors\"}", "weights.safetensors", "weights", INFINITY, 1.02, INFINITY, false },
+        { "{\"method\":\"safetensors\",\"contents\":\"codes\"}", "weights.safetensors", "bytes", INFINITY, 1.02, 0,
+          false },
+        { "{\"method\":\"gguf\"}", "model.gguf", "weights", 40, 0.34, 30, false },
+        { "{\"method\":\"gguf\",\"block_type\":\"q4_0\"}", "model.gguf", "weights", 20, 0.22, 8, false },
     };
     for (size_t k = 0; k < sizeof all / sizeof all[0]; k++)
         check_export(harness_source(shipped), &all[k]);
@@ -85,11 +94,12 @@ static void of_floats(void **state)
 static void of_codes(void **state)
 {
     static const expected all[] = {
-        { "{\"method\":\"onnx\"}", "model.onnx", NULL, 0, 2.5 },
-        { "{\"method\":\"onnx\",\"opset\":21}", "model.onnx", NULL, 0, 1.6 },
-        { "{\"method\":\"safetensors\"}", "weights.safetensors", "weights", INFINITY, 7.5 },
-        { "{\"method\":\"safetensors\",\"contents\":\"codes\"}", "weights.safetensors", "bytes", INFINITY, 1.2 },
-        { "{\"method\":\"gguf\"}", "model.gguf", "weights", 45, 1.6 },
+        { "{\"method\":\"onnx\"}", "model.onnx", "outputs", INFINITY, 2.5, INFINITY, true },
+        { "{\"method\":\"onnx\",\"opset\":21}", "model.onnx", "outputs", INFINITY, 1.6, INFINITY, true },
+        { "{\"method\":\"safetensors\"}", "weights.safetensors", "weights", INFINITY, 7.5, 30, false },
+        { "{\"method\":\"safetensors\",\"contents\":\"codes\"}", "weights.safetensors", "bytes", INFINITY, 1.2, 0,
+          false },
+        { "{\"method\":\"gguf\"}", "model.gguf", "weights", 45, 1.6, 15, false },
     };
     char folder[512];
     json_decref(
