@@ -62,6 +62,7 @@ typedef struct qd_dataset {
     qd_tensor bytes;   // U8: what the file held, pictures among it
     int64_t first;     // bytes before the first picture
     int64_t stride;    // bytes from picture to picture
+    bool interleaved;  /* pictures are [H][W][C]; else [C][H][W] */
     qd_tensor labels;  // I32 [count]; empty without labels
     char **class_name; // [classes]; NULL when the classes have no names
 } qd_dataset;
@@ -85,16 +86,18 @@ extern const qd_data_format *const qd_data_formats[]; /* NULL-terminated */
  * file has. */
 qd_status qd_dataset_open(const char *path, const qd_data_limits *limits, qd_budget *budget, qd_dataset **out,
                           qd_err *err);
-/* A set made of tensors, shared: images U8 [N, C, H, W], labels NULL or N whole numbers. */
+/* A set made of tensors: images U8 [N, C, H, W], or [N, H, W, C] with C <= 4 < H, or [N, H, W]; shared. F32 images are pixel / 255
+ * and are rounded to it; values outside 0..1 are refused. labels NULL or N whole numbers. Safetensors come in this way: their caller
+ * opens the file. */
 qd_status qd_dataset_wrap(const qd_tensor *images, const qd_tensor *labels, qd_budget *budget, qd_dataset **out,
                           qd_err *err);
 void qd_dataset_free(qd_dataset *d);
-/* Bytes already read (U8, shared): an IDX pair (labels may be NULL), CIFAR-10 records. */
+/* Bytes already read (U8, shared): an IDX pair (labels may be NULL), CIFAR-10 or CIFAR-100 records (fine labels). */
 qd_status qd_idx_parse(const qd_tensor *images, const qd_tensor *labels, qd_budget *budget, qd_dataset **out,
                        qd_err *err);
 qd_status qd_cifar_parse(const qd_tensor *records, qd_budget *budget, qd_dataset **out, qd_err *err);
 
-const uint8_t *qd_dataset_pixels(const qd_dataset *d, int64_t k); // [C][H][W]
+const uint8_t *qd_dataset_pixels(const qd_dataset *d, int64_t k); // [C][H][W], or [H][W][C] of an interleaved set
 int qd_dataset_label(const qd_dataset *d, int64_t k);             /* -1 = none */
 /* Over all pixels, in 0..1; of each channel. */
 void qd_dataset_statistics(const qd_dataset *d, double mean[QD_MAX_CHANNELS], double std[QD_MAX_CHANNELS]);
@@ -111,6 +114,21 @@ void qd_dataset_floats(float *dst, const qd_dataset *d, const int64_t *image, in
                        const qd_pixel_scale *scale);
 /* n of the set's pictures drawn without return, in rising order; all of them when there are no more. Returns how many. */
 int64_t qd_dataset_draw(int64_t *image, const qd_dataset *d, int64_t n, uint64_t seed);
+
+/* An array of a NumPy file (`name` NULL), or of that name out of an NPZ file: mapped where it lies as it is, else within max_bytes.
+ * Refused: Fortran order, big-endian, objects and strings. */
+qd_status qd_npy_take(const char *path, const char *name, uint64_t max_bytes, qd_budget *budget, qd_tensor *out,
+                      qd_err *err);
+/* The same of bytes already read (U8, shared); `name` is for words. */
+qd_status qd_npy_parse(const qd_tensor *bytes, const char *name, qd_tensor *out, qd_err *err);
+
+/* A picture that lies somewhere, lent: pixel (c, y, x) at data[c plane + y row + x column]. plane 0 repeats grey. */
+typedef struct qd_pixels {
+    const uint8_t *data;
+    int channels, height, width;
+    int64_t plane, row, column; // bytes
+} qd_pixels;
+qd_pixels qd_dataset_picture(const qd_dataset *d, int64_t k);
 
 /* --- augmentation: random looks at a picture (augment.c, view.c, resample.c) ---
  *
@@ -201,13 +219,6 @@ extern const qd_param qd_augment_params[]; /* QD_AUGMENT_ROWS("eval") alone */
 qd_status qd_augment_read(const qd_params *params, int channels, qd_augment *out, qd_err *err);
 /* The size of what comes out for a picture of h x w. */
 void qd_augment_size(const qd_augment *a, int h, int w, int *out_h, int *out_w);
-
-/* A picture that lies somewhere, lent: pixel (c, y, x) at data[c plane + y row + x column]. plane 0 repeats grey. */
-typedef struct qd_pixels {
-    const uint8_t *data;
-    int channels, height, width;
-    int64_t plane, row, column; // bytes
-} qd_pixels;
 
 /* Everything chance decides about one look. */
 typedef struct qd_view {

@@ -17,6 +17,8 @@ typedef struct qd_files {
 } qd_files;
 qd_status qd_files_list(const char *root, qd_files *out, qd_err *err);
 void qd_files_clear(qd_files *f);
+/* `path` is the list's now, or freed; NULL is QD_E_NOMEM. */
+qd_status qd_files_add(qd_files *f, char *path, qd_err *err);
 const char *qd_file_name(const char *path); /* after the last slash, lent */
 
 /* --- readers.c --- */
@@ -25,8 +27,20 @@ qd_status qd_dataset_new(const char *format, qd_dataset **out, qd_err *err);
 qd_status qd_dataset_check(qd_dataset *d, qd_err *err);
 qd_status qd_dataset_labels(qd_dataset *d, qd_budget *budget, qd_err *err); /* room for them, all 0 */
 int32_t *qd_labels_of(const qd_dataset *d);
+/* qd_dataset_wrap into a set already made. */
+qd_status qd_dataset_fill(qd_dataset *d, const qd_tensor *images, const qd_tensor *labels, qd_budget *budget,
+                          qd_err *err);
+
+/* --- pictures.c --- */
+bool qd_picture_known(const void *head, size_t n); /* do these bytes begin a PNG or JPEG file? */
+/* Decodes either; QD_E_FORMAT for anything else. */
+qd_status qd_picture_decode(const void *data, size_t size, qd_image *out, qd_err *err);
+/* Classes of paths: one for each folder, sorted by name, without the wrapping all share. *names stays NULL when all files lie beside
+ * the root; refused when only some do. label[f->count]. */
+qd_status qd_classes_of_paths(const qd_files *f, char ***names, int *classes, int32_t *label, qd_err *err);
+void qd_classes_free(char **names, int classes);
 
 /* --- rows --- */
-extern const qd_data_format qd_data_idx, qd_data_cifar, qd_data_pictures;
+extern const qd_data_format qd_data_idx, qd_data_npy, qd_data_cifar, qd_data_pictures;
 
 #endif

@@ -20,10 +20,21 @@ static decoder *decoder_of(const uint8_t *head, size_t n)
     return NULL;
 }
 
+bool qd_picture_known(const void *head, size_t n)
+{
+    return decoder_of(head, n) != NULL;
+}
+
+qd_status qd_picture_decode(const void *data, size_t size, qd_image *out, qd_err *err)
+{
+    decoder *d = decoder_of(data, size);
+    return d ? d(data, size, MAX_PIXELS, out, err) : qd_fail(err, QD_E_FORMAT, "neither a PNG nor a JPEG file");
+}
+
 static bool is_picture(const char *path)
 {
     uint8_t head[8];
-    return decoder_of(head, qd_source_head(path, head, sizeof head)) != NULL;
+    return qd_picture_known(head, qd_source_head(path, head, sizeof head));
 }
 
 /* --- classes: one for each folder that holds pictures --- */
@@ -62,9 +73,30 @@ static int by_text(const void *a, const void *b)
     return strcmp(*(char *const *)a, *(char *const *)b);
 }
 
-/* class_name: every folder once, sorted. Pictures beside the root make a set without labels. */
-static qd_status name_classes(qd_dataset *d, const qd_files *f, size_t shared, qd_err *err)
+static int class_of(char *const *names, int classes, const char *path, size_t shared)
 {
+    const size_t n = folder_length(path) - shared;
+    int lo = 0, hi = classes - 1;
+    while (lo < hi) {
+        const int mid = (lo + hi) / 2;
+        if (strncmp(names[mid], path + shared, n) < 0)
+            lo = mid + 1;
+        else
+            hi = mid;
+    }
+    return lo;
+}
+
+void qd_classes_free(char **names, int classes)
+{
+    for (int k = 0; names && k < classes; k++)
+        qd_free(names[k]);
+    qd_free(names);
+}
+
+qd_status qd_classes_of_paths(const qd_files *f, char ***out, int *classes, int32_t *label, qd_err *err)
+{
+    const size_t shared = shared_length(f);
     int64_t bare = 0, room = 0;
     for (int64_t k = 0; k < f->count; k++) {
         bare += folder_length(f->path[k]) == 0;
@@ -99,30 +131,14 @@ static qd_status name_classes(qd_dataset *d, const qd_files *f, size_t shared, q
     else if (st)
         st = qd_fail(err, st, "no memory for the names of %lld classes", (long long)room);
     if (st) {
-        for (int64_t k = 0; names && k < (kept ? kept : n); k++)
-            qd_free(names[k]);
-        qd_free(names);
+        qd_classes_free(names, (int)(kept ? kept : n));
         return st;
     }
-    d->class_name = names;
-    d->classes = (int)kept;
+    for (int64_t k = 0; k < f->count; k++)
+        label[k] = class_of(names, (int)kept, f->path[k], shared);
+    *out = names;
+    *classes = (int)kept;
     return QD_OK;
-}
-
-static int class_of(const qd_dataset *d, const char *path, size_t shared)
-{
-    const char *name = path + shared;
-    const size_t n = folder_length(path) - shared;
-    int lo = 0, hi = d->classes - 1;
-    while (lo < hi) {
-        const int mid = (lo + hi) / 2;
-        const int order = strncmp(d->class_name[mid], name, n);
-        if (order < 0)
-            lo = mid + 1;
-        else
-            hi = mid;
-    }
-    return lo;
 }
 
 /* --- pixels --- */
@@ -132,10 +148,8 @@ static qd_status decode(const char *root, const char *path, qd_image *im, qd_err
     qd_map map = { 0 };
     char *full = qd_fs_join(root, path);
     qd_status st = full ? qd_map_open(&map, full, err) : qd_fail(err, QD_E_NOMEM, "no memory for a path");
-    if (!st) {
-        decoder *d = decoder_of(map.data, map.size);
-        st = d ? d(map.data, map.size, MAX_PIXELS, im, err) : qd_fail(err, QD_E_FORMAT, "the file changed");
-    }
+    if (!st)
+        st = qd_picture_decode(map.data, map.size, im, err);
     qd_map_close(&map);
     qd_free(full);
     return st ? qd_fail_in(err, st, "'%.150s'", path) : QD_OK;
@@ -168,7 +182,7 @@ static qd_status begin(qd_dataset *d, const qd_image *im, const qd_data_limits *
     return qd_tensor_init(&d->bytes, QD_U8, &shape, budget, err);
 }
 
-static qd_status fill(qd_dataset *d, const char *root, const qd_files *f, size_t shared, const qd_data_limits *limits,
+static qd_status fill(qd_dataset *d, const char *root, const qd_files *f, const qd_data_limits *limits,
                       qd_budget *budget, qd_err *err)
 {
     qd_status st = QD_OK;
@@ -185,8 +199,6 @@ static qd_status fill(qd_dataset *d, const char *root, const qd_files *f, size_t
                          f->path[k], f->path[0]);
         if (!st)
             to_planes(qd_u8(&d->bytes) + k * d->stride, &im, d->channels);
-        if (!st && d->class_name)
-            qd_labels_of(d)[k] = class_of(d, f->path[k], shared);
         qd_image_clear(&im);
     }
     return st;
@@ -254,12 +266,13 @@ static qd_status open_folder(const char *path, const qd_data_limits *limits, qd_
     if (st)
         goto out;
     d->count = f.count;
-    const size_t shared = shared_length(&f);
-    st = name_classes(d, &f, shared, err);
-    if (!st && d->class_name)
-        st = qd_dataset_labels(d, budget, err);
+    st = qd_dataset_labels(d, budget, err);
     if (!st)
-        st = fill(d, path, &f, shared, limits, budget, err);
+        st = qd_classes_of_paths(&f, &d->class_name, &d->classes, qd_labels_of(d), err);
+    if (!st && !d->class_name)
+        qd_tensor_clear(&d->labels);
+    if (!st)
+        st = fill(d, path, &f, limits, budget, err);
 out:
     qd_files_clear(&f);
     return st;

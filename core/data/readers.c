@@ -13,7 +13,7 @@
 #define SIDE_MAX 8192 /* pixels */
 
 /* CIFAR records have no mark of their own: they come last. */
-const qd_data_format *const qd_data_formats[] = { &qd_data_idx, &qd_data_pictures, &qd_data_cifar, NULL };
+const qd_data_format *const qd_data_formats[] = { &qd_data_idx, &qd_data_npy, &qd_data_pictures, &qd_data_cifar, NULL };
 
 /* --- life --- */
 
@@ -92,8 +92,9 @@ qd_status qd_dataset_open(const char *path, const qd_data_limits *limits, qd_bud
             break;
     }
     if (!*f)
-        return qd_fail(err, qd_fs_exists(path) ? QD_E_FORMAT : QD_E_NOT_FOUND,
-                       "no data set was found: expected IDX files, CIFAR-10 records, or folders of PNG or JPEG files");
+        return qd_fail(
+            err, qd_fs_exists(path) ? QD_E_FORMAT : QD_E_NOT_FOUND,
+            "no data set was found: expected IDX files, NPY or NPZ arrays, CIFAR records, or folders of PNG or JPEG files");
     qd_status st = qd_dataset_new((*f)->name, &d, err);
     if (!st)
         st = (*f)->open(path, limits, budget, d, err);
@@ -134,31 +135,68 @@ static qd_status read_labels(qd_dataset *d, const qd_tensor *labels, qd_budget *
     return st;
 }
 
+/* F32 in 0..1 to bytes, as they were divided by 255 once. */
+static qd_status from_floats(qd_tensor *bytes, const qd_tensor *images, qd_budget *budget, qd_err *err)
+{
+    const qd_status st = qd_tensor_init(bytes, QD_U8, &images->shape, budget, err);
+    const int64_t n = qd_tensor_count(images);
+    for (int64_t i = 0; !st && i < n; i++) {
+        float v;
+        memcpy(&v, (const char *)images->data + i * (int64_t)sizeof v, sizeof v); /* mapped files need not be aligned */
+        if (!(v >= 0.0f && v <= 1.0f)) {
+            qd_tensor_clear(bytes);
+            return qd_fail(err, QD_E_FORMAT, "value %lld of the images is %g; f32 images are pixel / 255, in 0..1",
+                           (long long)i, (double)v);
+        }
+        qd_u8(bytes)[i] = (uint8_t)nearbyintf(v * 255.0f);
+    }
+    return st;
+}
+
+/* Which axis is which: channels are few. */
+static qd_status lay_out(qd_dataset *d, const qd_shape *shape, qd_err *err)
+{
+    const int64_t *dim = shape->dim;
+    for (int k = 1; k < shape->rank; k++)
+        if (dim[k] > SIDE_MAX)
+            return qd_fail(err, QD_E_LIMIT, "axis %d of the images is %lld; %d is the most", k, (long long)dim[k],
+                           SIDE_MAX);
+    d->count = dim[0];
+    d->interleaved = shape->rank == 4 && dim[1] > QD_MAX_CHANNELS && dim[3] <= QD_MAX_CHANNELS;
+    const int high = shape->rank == 3 || d->interleaved ? 1 : 2;
+    d->height = (int)dim[high];
+    d->width = (int)dim[high + 1];
+    d->channels = shape->rank == 3 ? 1 : (int)(d->interleaved ? dim[3] : dim[1]);
+    d->stride = (int64_t)d->channels * d->height * d->width;
+    return QD_OK;
+}
+
+qd_status qd_dataset_fill(qd_dataset *d, const qd_tensor *images, const qd_tensor *labels, qd_budget *budget,
+                          qd_err *err)
+{
+    char text[96];
+    if ((images->dtype != QD_U8 && images->dtype != QD_F32) || images->shape.rank < 3 || images->shape.rank > 4)
+        return qd_fail(err, QD_E_FORMAT, "images must be u8 or f32 [N, C, H, W], [N, H, W, C] or [N, H, W], got %s %s",
+                       qd_dtype_name(images->dtype), qd_shape_text(&images->shape, text, sizeof text));
+    qd_status st = lay_out(d, &images->shape, err);
+    if (st)
+        return st;
+    if (images->dtype == QD_F32)
+        st = from_floats(&d->bytes, images, budget, err);
+    else
+        qd_tensor_share(&d->bytes, images);
+    if (!st && labels)
+        st = read_labels(d, labels, budget, err);
+    return st ? st : qd_dataset_check(d, err);
+}
+
 qd_status qd_dataset_wrap(const qd_tensor *images, const qd_tensor *labels, qd_budget *budget, qd_dataset **out,
                           qd_err *err)
 {
     qd_dataset *d = NULL;
-    if (images->dtype != QD_U8 || images->shape.rank != 4)
-        return qd_fail(err, QD_E_FORMAT, "images must be u8 [N, C, H, W], got %s with %d axes",
-                       qd_dtype_name(images->dtype), images->shape.rank);
-    const int64_t *dim = images->shape.dim;
-    for (int k = 1; k < 4; k++)
-        if (dim[k] > SIDE_MAX)
-            return qd_fail(err, QD_E_LIMIT, "axis %d of the images is %lld; %d is the most", k, (long long)dim[k],
-                           SIDE_MAX);
     qd_status st = qd_dataset_new("tensors", &d, err);
-    if (st)
-        return st;
-    d->count = dim[0];
-    d->channels = (int)dim[1];
-    d->height = (int)dim[2];
-    d->width = (int)dim[3];
-    d->stride = dim[1] * dim[2] * dim[3];
-    qd_tensor_share(&d->bytes, images);
-    if (labels)
-        st = read_labels(d, labels, budget, err);
     if (!st)
-        st = qd_dataset_check(d, err);
+        st = qd_dataset_fill(d, images, labels, budget, err);
     if (st) {
         qd_dataset_free(d);
         return st;
@@ -175,6 +213,15 @@ const uint8_t *qd_dataset_pixels(const qd_dataset *d, int64_t k)
     return (const uint8_t *)d->bytes.data + d->first + k * d->stride;
 }
 
+qd_pixels qd_dataset_picture(const qd_dataset *d, int64_t k)
+{
+    qd_pixels p = { .data = qd_dataset_pixels(d, k), .channels = d->channels, .height = d->height, .width = d->width };
+    p.column = d->interleaved ? d->channels : 1;
+    p.row = p.column * d->width;
+    p.plane = d->interleaved ? 1 : p.row * d->height;
+    return p;
+}
+
 int qd_dataset_label(const qd_dataset *d, int64_t k)
 {
     assert(k >= 0 && k < d->count);
@@ -189,9 +236,10 @@ void qd_dataset_statistics(const qd_dataset *d, double mean[QD_MAX_CHANNELS], do
         uint64_t seen[256] = { 0 };
         double sum = 0.0, squares = 0.0;
         for (int64_t k = 0; k < d->count; k++) {
-            const uint8_t *p = qd_dataset_pixels(d, k) + c * plane;
+            const qd_pixels p = qd_dataset_picture(d, k);
+            const uint8_t *px = p.data + c * p.plane;
             for (int64_t i = 0; i < plane; i++)
-                seen[p[i]]++;
+                seen[px[i * p.column]]++;
         }
         for (int v = 0; v < 256; v++) {
             sum += (double)seen[v] * v;
@@ -255,10 +303,10 @@ void qd_dataset_floats(float *dst, const qd_dataset *d, const int64_t *image, in
         for (int v = 0; v < 256; v++)
             value[c][v] = ((float)v / 255.0f - scale->mean[c]) / scale->std[c];
     for (int64_t k = 0; k < n; k++) {
-        const uint8_t *p = qd_dataset_pixels(d, image ? image[k] : first + k);
+        const qd_pixels p = qd_dataset_picture(d, image ? image[k] : first + k);
         for (int c = 0; c < d->channels; c++)
             for (int64_t i = 0; i < plane; i++)
-                *dst++ = value[c][*p++];
+                *dst++ = value[c][p.data[c * p.plane + i * p.column]];
     }
 }
 

@@ -191,15 +191,19 @@ void qd_files_clear(qd_files *f)
     *f = (qd_files){ 0 };
 }
 
-static qd_status add_file(qd_files *f, char *path, qd_err *err)
+qd_status qd_files_add(qd_files *f, char *path, qd_err *err)
 {
+    if (!path)
+        return qd_fail(err, QD_E_NOMEM, "no memory for a path");
     if (f->count == f->room) {
         const int64_t room = f->room ? 2 * f->room : 64;
         char **more = room <= FILES_MAX ? qd_realloc(f->path, (size_t)room * sizeof *more) : NULL;
-        if (!more)
+        if (!more) {
+            qd_free(path);
             return room > FILES_MAX
                        ? qd_fail(err, QD_E_LIMIT, "more than %d files", FILES_MAX / 2)
                        : qd_fail(err, QD_E_NOMEM, "no memory for the names of %lld files", (long long)room);
+        }
         f->path = more;
         f->room = room;
     }
@@ -221,8 +225,8 @@ static qd_status visit(const char *root, const char *below, const char *name, in
     else if (S_ISDIR(info.st_mode))
         st = walk(root, path, depth + 1, f, err);
     else if (S_ISREG(info.st_mode)) {
-        st = add_file(f, path, err);
-        path = st ? path : NULL; /* the list's now */
+        st = qd_files_add(f, path, err);
+        path = NULL; /* the list's now */
     }
     qd_free(path);
     qd_free(full);

@@ -176,6 +176,67 @@ static void records_that_do_not_add_up_are_refused(void **state)
     check_refused(empty, QD_E_FORMAT, "no data set was found");
 }
 
+/* CIFAR-100: two labels, the fine one counts. Sizes that fit both kinds are told by what their labels may be. */
+static void records_of_a_hundred_classes(void **state)
+{
+    static uint8_t records[2 * 3074];
+    const char *dir = harness_tmp(), *path = in(dir, "train.bin");
+    records[0] = 19;
+    records[1] = 99;
+    records[2] = 7;
+    records[3074] = 3;
+    records[3075] = 40;
+    put(path, records, sizeof records);
+    put(in(dir, "test.bin"), records, 3074);
+    put(in(dir, "fine_label_names.txt"), "apple\nfish\n", 11);
+    qd_dataset *d = open_set(dir, NULL);
+    assert_true(d->count == 2 && d->classes == 100 && d->left_out == 2);
+    assert_null(d->class_name); /* two names are too few */
+    assert_true(qd_dataset_label(d, 0) == 99 && qd_dataset_label(d, 1) == 40 && qd_dataset_pixels(d, 0)[0] == 7);
+    qd_dataset_free(d);
+
+    const size_t both = 3073u * 3074u;
+    uint8_t *many = qd_calloc(both, 1);
+    assert_non_null(many);
+    put(path, many, both);
+    d = open_set(path, NULL);
+    assert_int_equal(d->count, 3073); /* labels of CIFAR-100 throughout */
+    qd_dataset_free(d);
+    many[3074 * 5] = 20; /* no coarse class */
+    put(path, many, both);
+    d = open_set(path, NULL);
+    assert_int_equal(d->count, 3074);
+    qd_dataset_free(d);
+    qd_free(many);
+}
+
+/* The training set as it is published: five files in their order, the test set beside them left out, classes named. */
+static void batches_are_joined(void **state)
+{
+    static uint8_t record[3073];
+    static const char names[] = "airplane\r\nautomobile\r\nbird\r\ncat\r\n\r\n";
+    const char *dir = harness_tmp();
+    char name[64];
+    for (int k = 5; k >= 1; k--) {
+        snprintf(name, sizeof name, "cifar-10-batches-bin/data_batch_%d.bin", k);
+        record[0] = (uint8_t)(k % 4);
+        record[1] = (uint8_t)(10 * k);
+        put(in(dir, name), record, sizeof record);
+    }
+    put(in(dir, "cifar-10-batches-bin/test_batch.bin"), record, sizeof record);
+    put(in(dir, "cifar-10-batches-bin/batches.meta.txt"), names, sizeof names - 1);
+    qd_dataset *d = open_set(dir, NULL);
+    assert_true(d->count == 5 && d->classes == 4 && d->left_out == 2);
+    assert_string_equal(d->class_name[3], "cat");
+    for (int k = 0; k < 5; k++)
+        assert_true(qd_dataset_pixels(d, k)[0] == 10 * (k + 1) && qd_dataset_label(d, k) == (k + 1) % 4);
+    qd_dataset_free(d);
+    const qd_data_limits small = { .max_bytes = 2 * 3073, .max_count = 100 };
+    qd_err err = { 0 };
+    d = NULL;
+    check_fails(qd_dataset_open(dir, &small, NULL, &d, &err), QD_E_LIMIT, "more than the 6146 bytes", &err);
+}
+
 /* A gzip of 4 MB of zeros whose end says it is 1 byte, and one that is cut: limits hold, sizes are not believed. */
 static void compressed_files_are_read_within_limits(void **state)
 {
@@ -376,6 +437,8 @@ int main(void)
         cmocka_unit_test(idx_pairs_are_found),
         cmocka_unit_test(idx_that_lies_is_refused),
         cmocka_unit_test(records_that_do_not_add_up_are_refused),
+        cmocka_unit_test(records_of_a_hundred_classes),
+        cmocka_unit_test(batches_are_joined),
         cmocka_unit_test(compressed_files_are_read_within_limits),
         cmocka_unit_test(folders_are_classes),
         cmocka_unit_test(tensors_make_a_set),
