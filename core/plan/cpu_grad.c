@@ -1,4 +1,4 @@
-/* cpu_grad.c - training steps of our own over images that lie channels last: batch norm forward and back, ReLU back, sums.
+/* cpu_grad.c - training steps of our own over images that lie channels last: batch norm forward and back, ReLU back.
  *
  * Sums are taken over fixed pieces in float and added up in double in the order of the pieces: threads do not matter. */
 #include <math.h>
@@ -95,39 +95,18 @@ static qd_status run_stats(qd_plan *p, qd_step *s, qd_err *err)
     return QD_OK;
 }
 
-/* (dy, x, stats) -> sum dy, sum dy (x - mean) / sqrt(var + eps). */
+/* (dy, x, stats; or mean, var) -> sum dy, sum dy (x - mean) / sqrt(var + eps). */
 static qd_status run_sums(qd_plan *p, qd_step *s, qd_err *err)
 {
     grad_state *w = s->state;
     resolve(p, s, w);
     w->pivot = w->in[2];
+    const float *var = w->t.n_in > 3 ? w->in[3] : w->in[2] + w->t.channels;
     qd_par_for(s->threads, w->pieces, sums_piece, w);
     for (int64_t c = 0; c < w->t.channels; c++) {
         w->dst[c] = (float)total(w, 0, c);
-        w->dst[w->t.channels + c] =
-            (float)(total(w, 1, c) / sqrt((double)w->in[2][w->t.channels + c] + (double)w->t.eps));
+        w->dst[w->t.channels + c] = (float)(total(w, 1, c) / sqrt((double)var[c] + (double)w->t.eps));
     }
-    return QD_OK;
-}
-
-/* (dy) -> sum of every channel: moments about zero, of which the first alone is kept. */
-static void plain_piece(void *ctx, int64_t i)
-{
-    const grad_state *w = ctx;
-    int64_t pixels;
-    const int64_t at = begin_of(w, i, &pixels), c = w->t.channels;
-    w->simd->moments(w->scratch + i * 2 * c, w->scratch + (i * 2 + 1) * c, w->in[0] + at,
-                     w->scratch + w->pieces * 2 * c, pixels, c);
-}
-
-static qd_status run_channel_sum(qd_plan *p, qd_step *s, qd_err *err)
-{
-    grad_state *w = s->state;
-    resolve(p, s, w);
-    memset(w->scratch + w->pieces * 2 * w->t.channels, 0, (size_t)w->t.channels * sizeof(float));
-    qd_par_for(s->threads, w->pieces, plain_piece, w);
-    for (int64_t c = 0; c < w->t.channels; c++)
-        w->dst[c] = (float)total(w, 0, c);
     return QD_OK;
 }
 
@@ -148,8 +127,9 @@ static qd_status run_norm(qd_plan *p, qd_step *s, qd_err *err)
     grad_state *w = s->state;
     const int64_t channels = w->t.channels;
     resolve(p, s, w);
+    const float *var = w->in[5] ? w->in[5] : w->in[3] + channels;
     for (int64_t c = 0; c < channels; c++) {
-        const double gain = w->in[1][c] / sqrt((double)w->in[3][channels + c] + (double)w->t.eps);
+        const double gain = w->in[1][c] / sqrt((double)var[c] + (double)w->t.eps);
         w->scratch[c] = (float)gain;
         w->scratch[channels + c] = (float)(w->in[2][c] - w->in[3][c] * gain);
     }
@@ -201,25 +181,27 @@ static qd_status run_mask(qd_plan *p, qd_step *s, qd_err *err)
     return QD_OK;
 }
 
-static void spread_piece(void *ctx, int64_t i)
+static void tilt_piece(void *ctx, int64_t i)
 {
     const grad_state *w = ctx;
-    const int64_t c = w->t.channels, each = w->t.pixels / w->t.samples;
-    const float *dy = w->in[0] + i * c;
-    float *dst = w->dst + i * each * c;
-    const float factor = w->t.mean ? 1.0f / (float)each : 1.0f;
-    for (int64_t k = 0; k < c; k++)
-        dst[k] = dy[k] * factor;
-    for (int64_t x = 1; x < each; x++)
-        memcpy(dst + x * c, dst, (size_t)c * sizeof(float));
+    int64_t pixels;
+    const int64_t at = begin_of(w, i, &pixels), c = w->t.channels;
+    w->simd->norm(w->dst + at, w->in[1] + at, NULL, w->scratch, w->scratch + c, -INFINITY, pixels, c);
 }
 
-/* (dy [n, channels]) over all pixels of each sample. */
-static qd_status run_spread(qd_plan *p, qd_step *s, qd_err *err)
+/* (dstats, x, stats): (dmean + 2 dvar (x - mean)) / m */
+static qd_status run_stats_grad(qd_plan *p, qd_step *s, qd_err *err)
 {
     grad_state *w = s->state;
+    const int64_t channels = w->t.channels;
+    const double count = (double)w->t.pixels;
     resolve(p, s, w);
-    qd_par_for(s->threads, w->t.samples, spread_piece, w);
+    for (int64_t c = 0; c < channels; c++) {
+        const double slope = 2.0 * w->in[0][channels + c] / count;
+        w->scratch[c] = (float)slope;
+        w->scratch[channels + c] = (float)(w->in[0][c] / count - slope * w->in[2][c]);
+    }
+    qd_par_for(s->threads, w->pieces, tilt_piece, w);
     return QD_OK;
 }
 
@@ -229,15 +211,14 @@ qd_status qd_add_train_step(qd_plan *p, const qd_train_step *t, qd_err *err)
         const char *kind;
         qd_status (*run)(qd_plan *p, qd_step *s, qd_err *err);
         int inplace; /* may take over that input's place */
-        int scratch; /* vectors of [channels]; -1: two for each piece and one */
+        int scratch; /* vectors of [channels]; -1: two for each piece */
     } rows[] = {
         [QD_TRAIN_STATS] = { "batch stats", run_stats, -1, -1 },
         [QD_TRAIN_SUMS] = { "batch sums", run_sums, -1, -1 },
-        [QD_TRAIN_CHANNEL_SUM] = { "channel sum", run_channel_sum, -1, -1 },
+        [QD_TRAIN_STATS_GRAD] = { "batch stats back", run_stats_grad, -1, 2 },
         [QD_TRAIN_NORM] = { "batch norm", run_norm, -1, 2 },
         [QD_TRAIN_NORM_GRAD] = { "batch norm back", run_norm_grad, 0, 3 },
         [QD_TRAIN_MASK] = { "relu back", run_mask, 0, 0 },
-        [QD_TRAIN_SPREAD] = { "mean back", run_spread, -1, 0 },
     };
     qd_step *s;
     void *memory;
@@ -259,6 +240,6 @@ qd_status qd_add_train_step(qd_plan *p, const qd_train_step *t, qd_err *err)
     s->threads = qd_threads_for(p, (double)t->pixels * (double)t->channels * WORK_PER_ELEMENT);
     for (int k = 0; k < t->n_in; k++)
         qd_step_reads(s, t->in[k]);
-    const int64_t vectors = sums ? 2 * w->pieces + 1 : rows[t->kind].scratch;
+    const int64_t vectors = sums ? 2 * w->pieces : rows[t->kind].scratch;
     return vectors ? qd_plan_add_scratch(p, s, (size_t)(vectors * t->channels) * sizeof(float), err) : QD_OK;
 }

@@ -336,7 +336,7 @@ static void match_product(qd_fused *f, qd_node_id id)
     f->groups[f->n_groups++] = gr;
 }
 
-/* Batch norm with the statistics of its batch, what is added to it, and ReLU. */
+/* Batch norm with the statistics of its batch or weights that are values, what is added to it, and ReLU. */
 static void match_train_norm(qd_fused *f, qd_node_id id)
 {
     qd_group gr = { .kind = QD_GROUP_TRAIN_NORM,
@@ -380,7 +380,8 @@ static void find_groups(qd_fused *f)
         if (!info->live || info->folded.data || info->view || info->split || info->group >= 0 ||
             qd_graph_node(f->g, id)->n_inputs == 0)
             continue;
-        if (qd_fused_op(f, id) == &qd_op_batch_norm_train)
+        if (qd_fused_op(f, id) == &qd_op_batch_norm_train ||
+            (qd_fused_op(f, id) == &qd_op_batch_norm && !has_known_parameters(f, id)))
             match_train_norm(f, id);
         else if (is_product(f, id))
             match_product(f, id);

@@ -4,12 +4,12 @@
 
 #include "plan/cpu_train.h"
 
-static const qd_shape *shape_of(const qd_lower *l, qd_node_id id, int k)
+const qd_shape *qd_train_shape(const qd_lower *l, qd_node_id id, int k)
 {
     return &l->shapes[qd_fused_input(&l->f, id, k)];
 }
 
-static qd_status want_input(qd_lower *l, qd_node_id id, int k, qd_layout layout, qd_value_id *out, qd_err *err)
+qd_status qd_train_want(qd_lower *l, qd_node_id id, int k, qd_layout layout, qd_value_id *out, qd_err *err)
 {
     const qd_node_id x = qd_fused_input(&l->f, id, k);
     *out = -1;
@@ -30,13 +30,24 @@ bool qd_train_lays_last(const qd_fused *f, qd_node_id id)
 {
     const qd_node *n = qd_graph_node(f->g, id);
     const qd_op *op = n->op;
-    if (op == &qd_op_conv2d_grad_input || op == &qd_op_batch_norm_train || op == &qd_op_batch_norm_train_grad ||
-        op == &qd_op_batch_norm_stats_grad)
-        return true;
+    static const qd_op *const images[] = { &qd_op_conv2d_grad_input,     &qd_op_conv_transpose2d,
+                                           &qd_op_batch_norm_train,      &qd_op_batch_norm_train_grad,
+                                           &qd_op_batch_norm_stats_grad, &qd_op_group_norm_grad,
+                                           &qd_op_max_pool_grad,         &qd_op_avg_pool_grad };
+    for (size_t k = 0; k < sizeof images / sizeof *images; k++)
+        if (images[k] == op)
+            return true;
     if (op == &qd_op_reduce_grad)
         return over_space(n, &f->shapes[id]);
-    return op == &qd_op_unary_grad && (f->info[qd_fused_input(f, id, 0)].layout == QD_LAYOUT_LAST ||
-                                       f->info[qd_fused_input(f, id, 1)].layout == QD_LAYOUT_LAST);
+    if ((op == &qd_op_concat_grad || op == &qd_op_slice_grad) && qd_node_int(n, "axis") == 1)
+        return f->info[qd_fused_input(f, id, 0)].layout == QD_LAYOUT_LAST;
+    for (int k = 0; qd_train_is_map(f, id) && k < n->n_inputs; k++) {
+        const qd_node_id x = qd_fused_input(f, id, k);
+        if (x >= 0 && f->info[x].layout == QD_LAYOUT_LAST && qd_shape_equal(&f->shapes[x], &f->shapes[id]) &&
+            !qd_layout_same(&f->shapes[x], QD_LAYOUT_LAST, QD_LAYOUT_ROW))
+            return true;
+    }
+    return false;
 }
 
 bool qd_train_keeps(const qd_fused *f, qd_node_id id)
@@ -46,20 +57,31 @@ bool qd_train_keeps(const qd_fused *f, qd_node_id id)
            qd_shape_equal(&f->shapes[id], &f->shapes[qd_fused_input(f, id, 0)]);
 }
 
-bool qd_train_is_weight(const qd_fused *f, qd_node_id id)
+/* Directly, or by way of what keeps its shape: a quantizer of weights, a sum with what is learned beside them. */
+static bool leads_to_weight(const qd_fused *f, qd_node_id id, int steps)
 {
     for (int k = 0; k < f->info[id].uses; k++) {
         const qd_node_id reader = f->consumer[f->info[id].consumers + k];
-        if (qd_fused_op(f, reader) == &qd_op_conv2d && qd_fused_input(f, reader, 1) == id)
+        const qd_op *op = qd_fused_op(f, reader);
+        if (op == &qd_op_conv2d || op == &qd_op_conv_transpose2d || op == &qd_op_conv2d_grad_input) {
+            if (qd_fused_input(f, reader, 1) == id)
+                return true;
+        } else if (steps > 0 && qd_shape_equal(&f->shapes[reader], &f->shapes[id]) &&
+                   leads_to_weight(f, reader, steps - 1)) {
             return true;
+        }
     }
     return false;
 }
 
+bool qd_train_is_weight(const qd_fused *f, qd_node_id id)
+{
+    return leads_to_weight(f, id, 6);
+}
+
 /* --- convolution --- */
 
-/* The result's size is what the window makes of x: only a transposed convolution's derivative may ask for less. */
-static bool window_fits(const qd_conv_shape *c)
+bool qd_train_window_fits(const qd_conv_shape *c)
 {
     const int64_t high = (c->h + c->pad_t + c->pad_b - (c->kh - 1) * c->dil_h - 1) / c->stride_h + 1;
     const int64_t wide = (c->w + c->pad_l + c->pad_r - (c->kw - 1) * c->dil_w - 1) / c->stride_w + 1;
@@ -74,23 +96,23 @@ static qd_status lower_conv(qd_lower *l, qd_node_id id, bool *done, qd_err *err)
     qd_status st;
     if (n->op == &qd_op_conv2d) {
         c.pass = QD_CONV_FORWARD;
-        c.shape = qd_node_conv_shape(n, shape_of(l, id, 0), shape_of(l, id, 1), self);
+        c.shape = qd_node_conv_shape(n, qd_train_shape(l, id, 0), qd_train_shape(l, id, 1), self);
     } else if (n->op == &qd_op_conv2d_grad_input) {
         c.pass = QD_CONV_BACK_INPUT;
-        c.shape = qd_node_conv_shape(n, self, shape_of(l, id, 1), shape_of(l, id, 0));
+        c.shape = qd_node_conv_shape(n, self, qd_train_shape(l, id, 1), qd_train_shape(l, id, 0));
     } else {
         c.pass = QD_CONV_BACK_WEIGHT;
-        c.shape = qd_node_conv_shape(n, shape_of(l, id, 1), self, shape_of(l, id, 0));
+        c.shape = qd_node_conv_shape(n, qd_train_shape(l, id, 1), self, qd_train_shape(l, id, 0));
     }
-    *done = window_fits(&c.shape);
+    *done = qd_train_window_fits(&c.shape);
     if (!*done)
         return QD_OK;
     const bool by_weight = c.pass == QD_CONV_BACK_WEIGHT;
-    st = want_input(l, id, by_weight ? 1 : 0, QD_LAYOUT_LAST, &c.image, err);
+    st = qd_train_want(l, id, by_weight ? 1 : 0, QD_LAYOUT_LAST, &c.image, err);
     if (!st)
-        st = want_input(l, id, by_weight ? 0 : 1, by_weight ? QD_LAYOUT_LAST : QD_LAYOUT_ROW, &c.second, err);
+        st = qd_train_want(l, id, by_weight ? 0 : 1, by_weight ? QD_LAYOUT_LAST : QD_LAYOUT_ROW, &c.second, err);
     if (!st && c.pass == QD_CONV_FORWARD)
-        st = want_input(l, id, 2, QD_LAYOUT_ROW, &c.bias, err);
+        st = qd_train_want(l, id, 2, QD_LAYOUT_ROW, &c.bias, err);
     if (!st)
         st = qd_lower_value(l, id, NULL, &c.out, err);
     return st ? st : qd_add_conv_train_step(l->p, &c, err);
@@ -101,7 +123,6 @@ static qd_status lower_conv(qd_lower *l, qd_node_id id, bool *done, qd_err *err)
 /* Pixels and channels of an image that lies channels last (or has none but channels). */
 static void geometry(const qd_shape *x, qd_train_step *t)
 {
-    t->samples = x->dim[0];
     t->channels = x->dim[1];
     t->pixels = qd_count_of(x) / t->channels;
 }
@@ -111,7 +132,8 @@ static qd_status add_step(qd_lower *l, qd_node_id id, qd_train_step *t, unsigned
     qd_status st = QD_OK;
     t->name = qd_lower_node_of(l, id)->name;
     for (; t->n_in < n_in && !st; t->n_in++)
-        st = want_input(l, id, t->n_in, images >> t->n_in & 1 ? QD_LAYOUT_LAST : QD_LAYOUT_ROW, &t->in[t->n_in], err);
+        st =
+            qd_train_want(l, id, t->n_in, images >> t->n_in & 1 ? QD_LAYOUT_LAST : QD_LAYOUT_ROW, &t->in[t->n_in], err);
     if (!st)
         st = qd_lower_value(l, id, NULL, &t->out, err);
     return st ? st : qd_add_train_step(l->p, t, err);
@@ -121,14 +143,17 @@ static qd_status lower_norm(qd_lower *l, qd_node_id id, qd_err *err)
 {
     const qd_node *n = qd_lower_node_of(l, id);
     qd_train_step t = { .kind = QD_TRAIN_STATS };
-    if (n->op != &qd_op_batch_norm_stats)
+    if (n->op != &qd_op_batch_norm_stats && n->op != &qd_op_batch_norm_stats_grad)
         t.eps = (float)qd_node_float(n, "eps");
-    if (n->op == &qd_op_batch_norm_train_sums)
+    if (n->op == &qd_op_batch_norm_stats_grad)
+        t.kind = QD_TRAIN_STATS_GRAD;
+    else if (n->op == &qd_op_batch_norm_train_sums || n->op == &qd_op_batch_norm_sums)
         t.kind = QD_TRAIN_SUMS;
     else if (n->op == &qd_op_batch_norm_train_grad)
         t.kind = QD_TRAIN_NORM_GRAD;
-    geometry(shape_of(l, id, t.kind == QD_TRAIN_STATS ? 0 : 1), &t);
-    return add_step(l, id, &t, t.kind == QD_TRAIN_STATS ? 1 : 3, n->n_inputs, err);
+    const unsigned images = t.kind == QD_TRAIN_STATS ? 1 : t.kind == QD_TRAIN_STATS_GRAD ? 2 : 3;
+    geometry(qd_train_shape(l, id, t.kind == QD_TRAIN_STATS ? 0 : 1), &t);
+    return add_step(l, id, &t, images, n->n_inputs, err);
 }
 
 qd_status qd_lower_train_norm(qd_lower *l, const qd_group *gr, qd_err *err)
@@ -138,17 +163,19 @@ qd_status qd_lower_train_norm(qd_lower *l, const qd_group *gr, qd_err *err)
                         .name = qd_lower_node_of(l, gr->end)->name,
                         .relu = gr->act >= 0,
                         .eps = (float)qd_node_float(n, "eps"),
-                        .n_in = 5 };
+                        .n_in = 6 };
     t.kind_text = gr->residual >= 0 ? (t.relu ? "batch norm+add+relu" : "batch norm+add")
                   : t.relu          ? "batch norm+relu"
                                     : NULL;
     geometry(&l->shapes[gr->main], &t);
     qd_status st = QD_OK;
     for (int k = 0; k < 4 && !st; k++)
-        st = want_input(l, gr->main, k, k ? QD_LAYOUT_ROW : QD_LAYOUT_LAST, &t.in[k], err);
-    t.in[4] = -1;
+        st = qd_train_want(l, gr->main, k, k ? QD_LAYOUT_ROW : QD_LAYOUT_LAST, &t.in[k], err);
+    t.in[4] = t.in[5] = -1;
     if (!st && gr->residual >= 0)
         st = qd_lower_want(l, gr->residual, QD_LAYOUT_LAST, &t.in[4], err);
+    if (!st && n->op == &qd_op_batch_norm)
+        st = qd_train_want(l, gr->main, 4, QD_LAYOUT_ROW, &t.in[5], err);
     if (!st)
         st = qd_lower_value(l, gr->end, NULL, &t.out, err);
     return st ? st : qd_add_train_step(l->p, &t, err);
@@ -160,36 +187,9 @@ static qd_status lower_mask(qd_lower *l, qd_node_id id, bool *done, qd_err *err)
 {
     const qd_layout layout = l->f.info[id].layout;
     const qd_shape *s = &l->shapes[id];
-    qd_train_step t = { .kind = QD_TRAIN_MASK, .samples = 1, .pixels = qd_count_of(s), .channels = 1 };
-    *done = qd_node_int(qd_lower_node_of(l, id), "of") == QD_RELU;
-    return *done ? add_step(l, id, &t, layout == QD_LAYOUT_LAST ? 3 : 0, 2, err) : QD_OK;
-}
-
-static qd_status lower_spread(qd_lower *l, qd_node_id id, bool *done, qd_err *err)
-{
-    const qd_node *n = qd_lower_node_of(l, id);
-    qd_train_step t = { .kind = QD_TRAIN_SPREAD, .mean = qd_node_int(n, "mean") };
-    *done = over_space(n, &l->shapes[id]);
-    if (!*done)
-        return QD_OK;
-    geometry(&l->shapes[id], &t);
-    return add_step(l, id, &t, 0, 1, err); /* one pixel a sample: both layouts are the same */
-}
-
-static qd_status lower_channel_sum(qd_lower *l, qd_node_id id, bool *done, qd_err *err)
-{
-    const qd_node *n = qd_lower_node_of(l, id);
-    const qd_shape *x = shape_of(l, id, 0);
-    const qd_attr *axes = qd_node_ints(n, "axes");
-    unsigned seen = 0;
-    for (int k = 0; k < axes->n; k++)
-        seen |= 1u << (axes->ints[k] < 0 ? axes->ints[k] + x->rank : axes->ints[k]);
-    qd_train_step t = { .kind = QD_TRAIN_CHANNEL_SUM };
-    *done = x->rank >= 2 && seen == ((1u << x->rank) - 1) - 2 && l->shapes[id].rank == 1;
-    if (!*done)
-        return QD_OK;
-    geometry(x, &t);
-    return add_step(l, id, &t, 1, 1, err);
+    qd_train_step t = { .kind = QD_TRAIN_MASK, .pixels = qd_count_of(s), .channels = 1 };
+    *done = true;
+    return add_step(l, id, &t, layout == QD_LAYOUT_LAST ? 3 : 0, 2, err);
 }
 
 /* --- products --- */
@@ -197,7 +197,7 @@ static qd_status lower_channel_sum(qd_lower *l, qd_node_id id, bool *done, qd_er
 static qd_status lower_product(qd_lower *l, qd_node_id id, bool *done, qd_err *err)
 {
     const qd_node *n = qd_lower_node_of(l, id);
-    const qd_shape *a = shape_of(l, id, 0), *b = shape_of(l, id, 1), *o = &l->shapes[id];
+    const qd_shape *a = qd_train_shape(l, id, 0), *b = qd_train_shape(l, id, 1), *o = &l->shapes[id];
     qd_product_step s = { .name = n->name, .kind = n->op->name, .bias = -1, .batch = 1, .alpha = 1.0f };
     if (n->op == &qd_op_matmul) {
         if (a->rank != b->rank)
@@ -225,11 +225,11 @@ static qd_status lower_product(qd_lower *l, qd_node_id id, bool *done, qd_err *e
         s.m = qd_count_of(o) / s.n;
     }
     *done = true;
-    qd_status st = want_input(l, id, 0, QD_LAYOUT_ROW, &s.a, err);
+    qd_status st = qd_train_want(l, id, 0, QD_LAYOUT_ROW, &s.a, err);
     if (!st)
-        st = want_input(l, id, 1, QD_LAYOUT_ROW, &s.b, err);
+        st = qd_train_want(l, id, 1, QD_LAYOUT_ROW, &s.b, err);
     if (!st && n->op == &qd_op_linear)
-        st = want_input(l, id, 2, QD_LAYOUT_ROW, &s.bias, err);
+        st = qd_train_want(l, id, 2, QD_LAYOUT_ROW, &s.bias, err);
     if (!st)
         st = qd_lower_value(l, id, NULL, &s.out, err);
     return st ? st : qd_add_product_step(l->p, &s, err);
@@ -239,7 +239,7 @@ static qd_status lower_product(qd_lower *l, qd_node_id id, bool *done, qd_err *e
 static qd_status lower_like(qd_lower *l, qd_node_id id, qd_err *err)
 {
     qd_value_id v;
-    qd_status st = want_input(l, id, 0, QD_LAYOUT_ROW, &v, err);
+    qd_status st = qd_train_want(l, id, 0, QD_LAYOUT_ROW, &v, err);
     l->f.info[id].layout = QD_LAYOUT_ROW;
     return st ? st : qd_plan_add_view(l->p, v, &l->shapes[id], QD_LAYOUT_ROW, &l->f.info[id].value[QD_LAYOUT_ROW], err);
 }
@@ -252,17 +252,15 @@ qd_status qd_lower_train(qd_lower *l, qd_node_id id, bool *done, qd_err *err)
         return lower_conv(l, id, done, err);
     if (op == &qd_op_linear || op == &qd_op_linear_grad_input || op == &qd_op_linear_grad_weight || op == &qd_op_matmul)
         return lower_product(l, id, done, err);
-    if (op == &qd_op_unary_grad)
+    if (op == &qd_op_unary_grad && qd_node_int(qd_lower_node_of(l, id), "of") == QD_RELU)
         return lower_mask(l, id, done, err);
-    if (op == &qd_op_reduce_grad)
-        return lower_spread(l, id, done, err);
-    if (op == &qd_op_sum)
-        return lower_channel_sum(l, id, done, err);
     *done = true;
-    if (op == &qd_op_batch_norm_stats || op == &qd_op_batch_norm_train_sums || op == &qd_op_batch_norm_train_grad)
+    if (op == &qd_op_batch_norm_stats || op == &qd_op_batch_norm_stats_grad || op == &qd_op_batch_norm_train_sums ||
+        op == &qd_op_batch_norm_sums || op == &qd_op_batch_norm_train_grad)
         return lower_norm(l, id, err);
     if (op == &qd_op_reshape_like || op == &qd_op_detach)
         return lower_like(l, id, err);
     *done = false;
-    return QD_OK;
+    qd_status st = qd_lower_train_elem(l, id, done, err);
+    return st || *done ? st : qd_lower_train_layers(l, id, done, err);
 }

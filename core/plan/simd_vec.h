@@ -1,4 +1,4 @@
-/* simd_vec.h - one vector of floats, as wide as the instruction set this file is compiled for: included by simd_loops.c alone. */
+/* simd_vec.h - one vector of floats, as wide as the instruction set this file is compiled for: included by simd_loops.c and train_*.c alone. */
 #ifndef QD_PLAN_SIMD_VEC_H
 #define QD_PLAN_SIMD_VEC_H
 

@@ -70,6 +70,24 @@ static void sums(float *sum, float *product, const float *dy, const float *x, co
               sums_width(sum + c, product + c, dy + c, x + c, mean + c, pixels, channels, (int)(channels - c)));
 }
 
+static inline __attribute__((always_inline)) void columns_width(float *restrict sum, const float *restrict a,
+                                                                int64_t pixels, int64_t stride, int width)
+{
+    float s[BLOCK] = { 0 };
+    for (int64_t i = 0; i < pixels; i++)
+#pragma omp simd
+        for (int k = 0; k < width; k++)
+            s[k] += a[i * stride + k];
+    for (int k = 0; k < width; k++)
+        sum[k] = s[k];
+}
+
+static void columns(float *sum, const float *a, int64_t pixels, int64_t channels)
+{
+    BY_BLOCKS(columns_width(sum + c, a + c, pixels, channels, BLOCK),
+              columns_width(sum + c, a + c, pixels, channels, (int)(channels - c)));
+}
+
 static void combine(float *dx, const float *dy, const float *x, const float *a, const float *b, const float *k,
                     int64_t pixels, int64_t channels)
 {
@@ -114,4 +132,5 @@ const qd_train_simd NAME(qd_train_simd_, QD_SIMD) = {
     .combine = combine,
     .mask = mask,
     .norm = norm,
+    .columns = columns,
 };
