@@ -27,10 +27,12 @@ static void add_tensor(qd_weights *w, const char *prefix, const char *name, qd_d
     qd_tensor_clear(&t);
 }
 
+enum { OUTPUTS = 16 };
+
 /* One run of a graph on seeded inputs: all floats of its outputs, and the file for the other reader. */
 typedef struct ran {
-    float *in[4], *out[CASE_OUTPUTS];
-    int64_t count[CASE_OUTPUTS];
+    float *in[4], *out[OUTPUTS];
+    int64_t count[OUTPUTS];
     int n_in, n_out;
 } ran;
 
@@ -42,7 +44,7 @@ static ran run_graph(const qd_graph *g, int64_t batch, const char *expect_path, 
     qd_meta *meta = NULL;
     qd_plan *plan = NULL;
     ran r = { .n_in = qd_graph_inputs(g), .n_out = qd_graph_outputs(g) };
-    assert_true(r.n_in <= 4 && r.n_out <= CASE_OUTPUTS);
+    assert_true(r.n_in <= 4 && r.n_out <= OUTPUTS);
     check_ok(qd_weights_new(&w, &err), &err);
     for (int k = 0; k < r.n_in; k++) {
         const qd_node *n = qd_graph_node(g, qd_graph_input_at(g, k));
@@ -362,6 +364,32 @@ static void integer_layers(void **state)
     }
 }
 
+/* What stands before codes: divisors, fewer bits, codes that are imitated, codes read by a layer and as floats. */
+static void quantizers(void **state)
+{
+    qd_err err = { 0 };
+    plan_case c = case_new(8);
+    const qd_node_id x = case_input(&c, QD_SHAPE(2, 6, 5, 4)), divisor = case_positive(&c, 6);
+    static const struct {
+        int bits, zero;
+        bool symmetric, divided;
+    } maps[] = { { 8, 7, false, false }, { 8, 0, true, true }, { 6, 20, false, true }, { 4, 0, true, false } };
+    for (size_t k = 0; k < sizeof maps / sizeof *maps; k++) {
+        const double scale = 4.0 / (1 << maps[k].bits);
+        const qd_attr map[] = { QD_FLOAT("scale", scale), QD_INT("zero", maps[k].zero), QD_INT("bits", maps[k].bits),
+                                QD_INT("symmetric", maps[k].symmetric) };
+        const qd_node_id in[2] = { x, divisor };
+        const qd_node_id codes = qd_graph_add(c.g, &qd_op_quantize, case_name(&c), in, maps[k].divided ? 2 : 1, map, 4);
+        case_output(&c, qd_graph_add(c.g, &qd_op_dequantize, case_name(&c), QD_IN(codes), map, 2));
+        case_output(&c, case_qconv(&c, codes, maps[k].zero, (case_conv_shape){ .in = 6, .out = 3, .kernel = 1 }));
+        if (!maps[k].divided)
+            case_output(&c, qd_graph_add(c.g, &qd_op_fake_quant, case_name(&c), QD_IN(x), map, 4));
+    }
+    check_ok(qd_graph_verify(c.g, &err), &err);
+    round_trip(c.g, "quantizers", 13, 0.5, true);
+    qd_graph_free(c.g);
+}
+
 /* The model that ships, in float and in codes. */
 static void the_shipped_model(void **state)
 {
@@ -406,8 +434,10 @@ static void the_shipped_model(void **state)
         check_ok(qd_params_check(p, &err), &err);
         const qd_quant_task task = { .graph = g, .role = QD_ROLE_DENOISER, .schedule = schedule, .params = p };
         check_ok(method->run(&task, NULL, &out, &r, &err), &err);
-        /* One step of an 8 bit code of the output. Where two floats differ in their last bits a code may flip, and weights of 4 bits
-         * carry that further: two steps. */
+        /* Against onnxruntime: one step of an 8 bit code of the output, two with weights of 4 bits. The first quantizer gives equal codes;
+         * behind the next norm, whose sums run in another order, one code in 25,088 falls on the other side of a tie, and 45
+         * quantizers carry that on. Single outputs move by more than a step then; the mean moves by an eighth of one
+         * (ort_check.js asks for that too). Read back by ourselves all is bit-equal. */
         ran want = run_graph(out, 2, NULL, 0);
         float top = 0;
         for (int64_t i = 0; i < want.count[0]; i++)
@@ -467,9 +497,9 @@ static void out_of_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(small_operators), cmocka_unit_test(shape_operators), cmocka_unit_test(layers),
-        cmocka_unit_test(embeddings),      cmocka_unit_test(integer_layers),  cmocka_unit_test(the_shipped_model),
-        cmocka_unit_test(refusals),        cmocka_unit_test(out_of_memory),
+        cmocka_unit_test(small_operators),   cmocka_unit_test(shape_operators), cmocka_unit_test(layers),
+        cmocka_unit_test(embeddings),        cmocka_unit_test(integer_layers),  cmocka_unit_test(quantizers),
+        cmocka_unit_test(the_shipped_model), cmocka_unit_test(refusals),        cmocka_unit_test(out_of_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
