@@ -149,10 +149,37 @@ static float unit_of(qd_pixel_rule rule, float x)
     return x / 2 + 0.5f;
 }
 
-/* A pixel of picture k as a number, 0..1 for codes. */
-static inline float unit_at(const source *s, const uint8_t *codes, const float *x, int64_t i)
+/* One channel of a picture, wherever its pixels lie. */
+typedef struct channel {
+    const uint8_t *codes; /* NULL = floats */
+    const float *x;
+    int64_t row, column; // from pixel to pixel
+    qd_pixel_rule rule;
+} channel;
+
+/* A pixel as a number, 0..1 for codes. */
+static inline float unit_at(const channel *c, int64_t i, int64_t j)
 {
-    return codes ? (float)codes[i] / 255.0f : unit_of(s->f->pixels, x[i]);
+    const int64_t at = i * c->row + j * c->column;
+    return c->codes ? (float)c->codes[at] / 255.0f : unit_of(c->rule, c->x[at]);
+}
+
+/* Channel c of picture k; grey is every channel. */
+static channel channel_of(const source *s, int64_t k, int c)
+{
+    channel out = { .rule = s->f->pixels };
+    c = s->channels == 1 ? 0 : c;
+    if (s->x) {
+        out.x = s->x + (k * s->channels + c) * s->height * s->width;
+        out.row = s->width;
+        out.column = 1;
+    } else {
+        const qd_pixels p = qd_dataset_picture(s->d, s->image ? s->image[k] : s->first + k);
+        out.codes = p.data + c * p.plane;
+        out.row = p.row;
+        out.column = p.column;
+    }
+    return out;
 }
 
 /* One axis of a bilinear resize: neighbours and how much of the second. As torch computes them, in float. */
@@ -172,18 +199,15 @@ static tap tap_of(qd_resize_rule rule, int k, int from, int to)
     return t;
 }
 
-static void resize_plane(float *dst, const source *s, const uint8_t *codes, const float *x)
+static void resize_channel(float *dst, const source *s, const channel *c)
 {
     const qd_feature_view *v = &s->f->view;
     for (int i = 0; i < v->height; i++) {
         const tap row = tap_of(s->f->resize, i, s->height, v->height);
         for (int j = 0; j < v->width; j++) {
             const tap col = tap_of(s->f->resize, j, s->width, v->width);
-            const int64_t top = (int64_t)row.lo * s->width, low = (int64_t)row.hi * s->width;
-            const float a = (1.0f - col.share) * unit_at(s, codes, x, top + col.lo) +
-                            col.share * unit_at(s, codes, x, top + col.hi);
-            const float b = (1.0f - col.share) * unit_at(s, codes, x, low + col.lo) +
-                            col.share * unit_at(s, codes, x, low + col.hi);
+            const float a = (1.0f - col.share) * unit_at(c, row.lo, col.lo) + col.share * unit_at(c, row.lo, col.hi);
+            const float b = (1.0f - col.share) * unit_at(c, row.hi, col.lo) + col.share * unit_at(c, row.hi, col.hi);
             *dst++ = (1.0f - row.share) * a + row.share * b;
         }
     }
@@ -194,22 +218,17 @@ static void prepare(void *ctx, int64_t k)
 {
     const source *s = ctx;
     const qd_feature_view *v = &s->f->view;
-    const int64_t plane = (int64_t)s->height * s->width, wanted = (int64_t)v->height * v->width;
-    const uint8_t *codes = s->x ? NULL : qd_dataset_pixels(s->d, s->image ? s->image[k] : s->first + k);
-    const float *x = s->x ? s->x + k * s->channels * plane : NULL;
+    const int64_t wanted = (int64_t)v->height * v->width;
     float *dst = qd_f32(&s->f->x) + k * v->channels * wanted;
-    for (int c = 0; c < v->channels; c++) {
-        const int64_t from = (s->channels == 1 ? 0 : c) * plane;
-        const uint8_t *codes_c = codes ? codes + from : NULL;
-        const float *x_c = x ? x + from : NULL;
-        if (s->height == v->height && s->width == v->width)
-            for (int64_t i = 0; i < wanted; i++)
-                dst[i] = unit_at(s, codes_c, x_c, i);
+    for (int c = 0; c < v->channels; c++, dst += wanted) {
+        const channel from = channel_of(s, k, c);
+        if (s->height != v->height || s->width != v->width)
+            resize_channel(dst, s, &from);
         else
-            resize_plane(dst, s, codes_c, x_c);
+            for (int64_t i = 0; i < wanted; i++)
+                dst[i] = unit_at(&from, i / v->width, i % v->width);
         for (int64_t i = 0; i < wanted; i++)
             dst[i] = (dst[i] - s->f->scale.mean[c]) / s->f->scale.std[c];
-        dst += wanted;
     }
 }
 

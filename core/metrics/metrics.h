@@ -156,10 +156,13 @@ bool qd_feature_stats_has_spatial(const qd_feature_stats *s);
 struct qd_meta;
 qd_status qd_feature_stats_save(const qd_feature_stats *s, const char *path, const struct qd_meta *meta, int threads,
                                 qd_err *err);
-/* Such a file, or a folder with mu.npy and sigma.npy (mu_s.npy, sigma_s.npy): an unpacked .npz of pytorch-fid or guided-diffusion.
- * Nothing can be added to what was read. meta (may be NULL) gets what was written beside. */
+/* Such a file; or mu.npy and sigma.npy (mu_s.npy, sigma_s.npy) in a folder or an NPZ file, as pytorch-fid and guided-diffusion
+ * publish them. Nothing can be added to what was read. meta (may be NULL) gets what was written beside. */
 qd_status qd_feature_stats_open(const char *path, qd_budget *budget, qd_feature_stats **out, struct qd_meta *meta,
                                 qd_err *err);
+
+/* Does the path hold such statistics? */
+bool qd_feature_stats_sniff(const char *path);
 
 /* Frechet distances of the features and of the spatial values. */
 qd_status qd_fid(const qd_feature_stats *a, const qd_feature_stats *b, int threads, double *out, qd_err *err);

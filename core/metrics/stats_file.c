@@ -129,100 +129,57 @@ static qd_status check_dims(const array *a, const char *name, qd_err *err)
     return QD_OK;
 }
 
-/* --- NumPy's .npy: magic, version, length of a Python dict, then the numbers --- */
-
-/* The text after 'key': in the dict, NULL when there is none. */
-static const char *dict_value(const char *dict, const char *key)
-{
-    const char *at = strstr(dict, key);
-    at = at ? at + strlen(key) : NULL;
-    while (at && (*at == ' ' || *at == ':'))
-        at++;
-    return at;
-}
-
-static qd_status read_dict(const char *dict, const char *name, array *a, bool *is_double, qd_err *err)
-{
-    const char *descr = dict_value(dict, "'descr'"), *shape = dict_value(dict, "'shape'"),
-               *order = dict_value(dict, "'fortran_order'");
-    if (!descr || !shape || !order || *shape != '(')
-        return qd_fail(err, QD_E_FORMAT, "'%s' has no header of NumPy's", name);
-    *is_double = strncmp(descr, "'<f8'", 5) == 0;
-    if (!*is_double && strncmp(descr, "'<f4'", 5) != 0)
-        return qd_fail(err, QD_E_UNSUPPORTED, "'%s' holds numbers of type %.8s; '<f4' and '<f8' are read", name, descr);
-    shape++;
-    while (*shape && *shape != ')') {
-        char *end;
-        const long long v = strtoll(shape, &end, 10);
-        if (end == shape || a->rank == 2)
-            return qd_fail(err, QD_E_FORMAT, "'%s' has the shape (%.40s; one or two numbers are expected", name, shape);
-        a->dim[a->rank++] = v;
-        shape = end + strspn(end, ", ");
-    }
-    /* A symmetric matrix reads the same either way, and a list has no other. */
-    return check_dims(a, name, err);
-}
-
-static qd_status parse_npy(const qd_map *map, const char *name, array *a, qd_err *err)
-{
-    char dict[1024];
-    qd_reader r;
-    bool is_double = false;
-    qd_reader_init(&r, map->data, map->size);
-    const uint8_t *magic = qd_read_bytes(&r, 6);
-    const int major = qd_read_u8(&r);
-    qd_read_u8(&r);
-    const size_t length = major == 1 ? qd_read_u16le(&r) : qd_read_u32le(&r);
-    const uint8_t *text = r.failed || length >= sizeof dict ? NULL : qd_read_bytes(&r, length);
-    if (!magic || memcmp(magic, "\x93NUMPY", 6) != 0 || major < 1 || major > 3 || !text)
-        return qd_fail(err, QD_E_FORMAT, "'%s' is no array of NumPy's", name);
-    memcpy(dict, text, length);
-    dict[length] = '\0';
-    qd_status st = read_dict(dict, name, a, &is_double, err);
-    if (st)
-        return st;
-    int64_t n = 1;
-    for (int k = 0; k < a->rank; k++)
-        n *= a->dim[k];
-    const size_t bytes = (size_t)n * (is_double ? 8 : 4);
-    if (qd_reader_left(&r) != bytes)
-        return qd_fail(err, QD_E_FORMAT, "'%s' has %zu bytes of numbers, its header says %zu", name, qd_reader_left(&r),
-                       bytes);
-    return widen(a, name, qd_read_bytes(&r, bytes), n, is_double, err);
-}
-
 /* --- where the arrays come from --- */
 
+/* One of them. */
 typedef struct origin {
-    const char *folder; /* NULL = tensors */
-    const qd_weights *w;
+    const qd_weights *w; /* tensors */
+    const char *folder;  /* with mu.npy and so on */
+    const char *npz;
 } origin;
+
+static qd_status find_array(const origin *o, const char *name, qd_tensor *out, qd_err *err)
+{
+    const uint64_t most = (uint64_t)DIM_MAX * DIM_MAX * 8 + 4096;
+    qd_status st = QD_OK;
+    if (o->w) {
+        const qd_tensor *t = qd_weights_find(o->w, name);
+        if (t)
+            qd_tensor_share(out, t);
+    } else if (o->npz) {
+        st = qd_npy_take(o->npz, name, most, NULL, out, err);
+        st = st == QD_E_NOT_FOUND ? QD_OK : st;
+    } else {
+        char *path = qd_asprintf("%s/%s.npy", o->folder, name);
+        if (!path)
+            return qd_fail(err, QD_E_NOMEM, "no memory for a path");
+        if (qd_fs_exists(path))
+            st = qd_npy_take(path, NULL, most, NULL, out, err);
+        qd_free(path);
+    }
+    return st;
+}
 
 /* The array of that name; rank 0 when there is none. */
 static qd_status read_array(const origin *o, const char *name, array *a, qd_err *err)
 {
-    qd_map map = { 0 };
-    qd_status st = QD_OK;
-    if (!o->folder) {
-        const qd_tensor *t = qd_weights_find(o->w, name);
-        if (!t)
-            return QD_OK;
-        if ((t->dtype != QD_F64 && t->dtype != QD_F32) || t->shape.rank < 1 || t->shape.rank > 2)
-            return qd_fail(err, QD_E_FORMAT, "tensor '%s' must be f32 or f64 with one or two axes", name);
-        a->rank = t->shape.rank;
-        memcpy(a->dim, t->shape.dim, (size_t)a->rank * sizeof a->dim[0]);
-        st = check_dims(a, name, err);
-        return st ? st : widen(a, name, t->data, qd_tensor_count(t), t->dtype == QD_F64, err);
+    qd_tensor t = { 0 };
+    qd_status st = find_array(o, name, &t, err);
+    if (st || !t.data)
+        goto out;
+    if ((t.dtype != QD_F64 && t.dtype != QD_F32) || t.shape.rank < 1 || t.shape.rank > 2) {
+        char text[96];
+        st = qd_fail(err, QD_E_FORMAT, "'%s' is %s %s; f32 or f64 with one or two axes is needed", name,
+                     qd_dtype_name(t.dtype), qd_shape_text(&t.shape, text, sizeof text));
+        goto out;
     }
-    char *path = qd_asprintf("%s/%s.npy", o->folder, name);
-    if (!path)
-        return qd_fail(err, QD_E_NOMEM, "no memory for a path");
-    if (qd_fs_exists(path))
-        st = qd_map_open(&map, path, err);
-    if (!st && map.data)
-        st = parse_npy(&map, name, a, err);
-    qd_map_close(&map);
-    qd_free(path);
+    a->rank = t.shape.rank;
+    memcpy(a->dim, t.shape.dim, (size_t)a->rank * sizeof a->dim[0]);
+    st = check_dims(a, name, err);
+    if (!st)
+        st = widen(a, name, t.data, qd_tensor_count(&t), t.dtype == QD_F64, err);
+out:
+    qd_tensor_clear(&t);
     return st;
 }
 
@@ -306,20 +263,35 @@ static void read_count(qd_feature_stats *s, const qd_meta *meta)
     s->read.count = s->read_spatial.count = s->count;
 }
 
+/* A zip begins so. */
+static bool is_npz(const char *path)
+{
+    uint8_t head[4] = { 0 };
+    FILE *f = fopen(path, "rb");
+    const bool yes = f && fread(head, 1, 4, f) == 4 && memcmp(head, "PK\3\4", 4) == 0;
+    if (f)
+        fclose(f);
+    return yes;
+}
+
 qd_status qd_feature_stats_open(const char *path, qd_budget *budget, qd_feature_stats **out, qd_meta *meta, qd_err *err)
 {
-    const bool folder = qd_fs_is_dir(path);
+    origin o = { 0 };
     qd_weights *w = NULL;
     qd_meta *own = NULL;
     qd_feature_stats *s = qd_calloc(1, sizeof *s);
     qd_status st = s ? qd_meta_new(&own, err) : qd_fail(err, QD_E_NOMEM, "no memory for statistics of features");
-    if (!st && !folder)
-        st = qd_safetensors_open(path, &w, own, err);
     if (st)
         goto out;
     s->budget = budget;
-    const origin o = { .folder = folder ? path : NULL, .w = w };
-    if ((st = read_gauss(&o, "mu", "sigma", &s->read, err)) ||
+    if (qd_fs_is_dir(path))
+        o.folder = path;
+    else if (is_npz(path))
+        o.npz = path;
+    else
+        st = qd_safetensors_open(path, &w, own, err);
+    o.w = w;
+    if (st || (st = read_gauss(&o, "mu", "sigma", &s->read, err)) ||
         (st = read_gauss(&o, "mu_s", "sigma_s", &s->read_spatial, err)))
         goto out;
     if (s->read.dim == 0) {
@@ -328,8 +300,8 @@ qd_status qd_feature_stats_open(const char *path, qd_budget *budget, qd_feature_
     }
     s->dim = s->read.dim;
     s->spatial_dim = s->read_spatial.dim;
-    if (!folder && ((st = read_rows(s, qd_weights_find(w, "features"), err)) ||
-                    (st = read_scores(s, qd_weights_find(w, "inception_scores"), err))))
+    if (w && ((st = read_rows(s, qd_weights_find(w, "features"), err)) ||
+              (st = read_scores(s, qd_weights_find(w, "inception_scores"), err))))
         goto out;
     read_count(s, own);
     if (meta)
@@ -343,4 +315,24 @@ out:
     qd_weights_free(w);
     qd_meta_free(own);
     return st;
+}
+
+bool qd_feature_stats_sniff(const char *path)
+{
+    qd_weights *w = NULL;
+    qd_tensor mu = { 0 }, sigma = { 0 };
+    origin o = { 0 };
+    if (qd_fs_is_dir(path))
+        o.folder = path;
+    else if (is_npz(path))
+        o.npz = path;
+    else if (qd_safetensors_open(path, &w, NULL, NULL))
+        return false;
+    o.w = w;
+    const bool found = find_array(&o, "mu", &mu, NULL) == QD_OK && mu.data &&
+                       find_array(&o, "sigma", &sigma, NULL) == QD_OK && sigma.data;
+    qd_tensor_clear(&mu);
+    qd_tensor_clear(&sigma);
+    qd_weights_free(w);
+    return found;
 }

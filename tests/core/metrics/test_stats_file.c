@@ -94,12 +94,29 @@ static void arrays_of_numpy_are_read(void **state)
     qd_feature_stats *a = open_stats(folder, NULL);
     assert_int_equal(qd_feature_stats_dim(a), 2);
     assert_int_equal(qd_feature_stats_count(a), 0);
-    write_npy(folder, "mu_s", "{'descr': '<f8', 'fortran_order': True, 'shape': (2,), }\n", mean, sizeof mean);
-    write_npy(folder, "sigma_s", "{'descr': '<f8', 'fortran_order': True, 'shape': (2, 2), }\n", cov, sizeof cov);
+    write_npy(folder, "mu_s", "{'descr': '<f8', 'fortran_order': False, 'shape': (2,), }\n", mean, sizeof mean);
+    write_npy(folder, "sigma_s", "{'descr': '<f8', 'fortran_order': False, 'shape': (2, 2), }\n", cov, sizeof cov);
     qd_feature_stats *b = open_stats(folder, NULL);
     assert_true(qd_feature_stats_has_spatial(b));
     check_ok(qd_fid(a, b, 1, &d, &err), &err);
     assert_true(fabs(d) < 1e-12);
+    qd_feature_stats_free(a);
+    qd_feature_stats_free(b);
+}
+
+/* As numpy.savez_compressed writes them: the file that users of pytorch-fid have. */
+static void an_npz_file_is_read(void **state)
+{
+    qd_err err = { 0 };
+    double d = -1;
+    qd_feature_stats *a = open_stats(harness_source("tests/golden/metrics/stats.npz"), NULL);
+    qd_feature_stats *b = stats_of_rows(golden_b, GOLDEN_B, GOLDEN_DIM, 0, 0, NULL);
+    check_ok(qd_fid(a, b, 1, &d, &err), &err);
+    /* 1e-5: the pictures of b went through (x / 2 + 1/2 - 1/2) 2 in float */
+    assert_true(fabs(d - golden_frechet[0]) < 1e-5 * golden_frechet[0]);
+    assert_true(qd_feature_stats_sniff(harness_source("tests/golden/metrics/stats.npz")));
+    assert_false(qd_feature_stats_sniff(harness_source("tests/golden/metrics/make_metrics.py")));
+    assert_false(qd_feature_stats_sniff(harness_source("tests/golden/metrics")));
     qd_feature_stats_free(a);
     qd_feature_stats_free(b);
 }
@@ -113,13 +130,14 @@ static void what_is_no_statistics_is_refused(void **state)
         qd_status st;
         const char *words;
     } cases[] = {
-        { "mu", "{'descr': '<f8', 'fortran_order': False, 'shape': (2,), }", 8, QD_E_FORMAT, "8 bytes of numbers" },
-        { "mu", "{'descr': '<i8', 'fortran_order': False, 'shape': (2,), }", 16, QD_E_UNSUPPORTED, "'<i8'" },
-        { "mu", "{'descr': '<f8', 'fortran_order': False, 'shape': (2, 1, 1), }", 16, QD_E_FORMAT, "the shape" },
-        { "mu", "{'descr': '<f8', 'fortran_order': False, 'shape': (90000,), }", 16, QD_E_LIMIT, "90000" },
-        { "mu", "{'descr': '<f8', 'fortran_order': False, 'shape': (-2,), }", 16, QD_E_LIMIT, "-2" },
-        { "mu", "{'descr': '<f8', 'shape': (2,), }", 16, QD_E_FORMAT, "no header" },
-        { "mu", "{'descr': '<f8', 'fortran_order': False, 'shape': (), }", 16, QD_E_FORMAT, "bytes of numbers" },
+        { "mu", "{'descr': '<f8', 'fortran_order': False, 'shape': (2,), }", 8, QD_E_FORMAT, NULL },
+        { "mu", "{'descr': '<i8', 'fortran_order': False, 'shape': (2,), }", 16, QD_E_FORMAT, "f32 or f64" },
+        { "mu", "{'descr': '<f8', 'fortran_order': False, 'shape': (2, 1, 1), }", 16, QD_E_FORMAT, "f32 or f64" },
+        { "mu", "{'descr': '<f8', 'fortran_order': False, 'shape': (0,), }", 0, QD_E_LIMIT, "0 in axis 0" },
+        { "mu", "{'descr': '<f8', 'fortran_order': False, 'shape': (90000,), }", 16, QD_E_FORMAT, NULL },
+        { "mu", "{'descr': '<f8', 'fortran_order': False, 'shape': (-2,), }", 16, QD_E_FORMAT, NULL },
+        { "mu", "{'descr': '<f8', 'shape': (2,), }", 16, QD_E_UNSUPPORTED, NULL },
+        { "mu", "{'descr': '<f8', 'fortran_order': False, 'shape': (), }", 8, QD_E_FORMAT, "f32 or f64" },
         { "sigma", "{'descr': '<f8', 'fortran_order': False, 'shape': (2, 2), }", 32, QD_E_FORMAT, "no covariance" },
         { "sigma", "{'descr': '<f8', 'fortran_order': False, 'shape': (1, 2), }", 16, QD_E_FORMAT,
           "a square of as many" },
@@ -142,7 +160,7 @@ static void what_is_no_statistics_is_refused(void **state)
                 &err);
     snprintf(path, sizeof path, "%s/mu.npy", folder);
     check_ok(qd_fs_write(path, "\x93NUMPY\x01\0\xff\xff{", 11, &err), &err);
-    check_fails(qd_feature_stats_open(folder, NULL, &s, NULL, &err), QD_E_FORMAT, "no array of NumPy's", &err);
+    check_fails(qd_feature_stats_open(folder, NULL, &s, NULL, &err), QD_E_FORMAT, "mu.npy", &err);
     write_npy(folder, "mu", "{'descr': '<f8', 'fortran_order': False, 'shape': (2,), }", wild, 16);
     write_npy(folder, "sigma", "{'descr': '<f8', 'fortran_order': False, 'shape': (2, 2), }", v, 32);
     check_fails(qd_feature_stats_open(folder, NULL, &s, NULL, &err), QD_E_FORMAT, "number 1 of 'mu' is nan", &err);
@@ -180,6 +198,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(nothing_is_lost),
         cmocka_unit_test(arrays_of_numpy_are_read),
+        cmocka_unit_test(an_npz_file_is_read),
         cmocka_unit_test(what_is_no_statistics_is_refused),
         cmocka_unit_test(memory_may_run_out_anywhere),
     };

@@ -2,9 +2,9 @@
 """Writes metrics_golden.h: figures of merit by numpy, scipy (matrix square roots) and torch (resizing), each as its paper says it,
 without the shortcuts of the C code.
 
-usage: make_metrics.py > metrics_golden.h      (Debian 12: numpy 1.24.2, scipy 1.10.1, torch 1.13.0a0)
+usage: make_metrics.py > metrics_golden.h      writes stats.npz beside the script, too (Debian 12: numpy 1.24.2, scipy 1.10.1, torch 1.13.0a0)
 """
-import sys
+import os
 
 import numpy as np
 import scipy
@@ -82,6 +82,7 @@ emit("golden_b", b, "float")
 a, b = a.astype(float), b.astype(float)
 emit("golden_mean_a", a.mean(0))
 emit("golden_cov_a", np.cov(a, rowvar=False))
+np.savez_compressed(os.path.join(os.path.dirname(os.path.abspath(__file__)), "stats.npz"), mu=a.mean(0), sigma=np.cov(a, rowvar=False))
 emit("golden_frechet", [frechet(a, b), frechet(b, a), frechet(a, a)])
 few_a, few_b = rng.normal(size=(2, 5, 8)).astype(np.float32)
 emit("golden_few_a", few_a, "float")
