@@ -1,5 +1,6 @@
 /* condition.c - what a conditional network is told: contexts from a file, classes from a number (diffusion_models.md 4). */
 #include <math.h>
+#include <stddef.h>
 #include <string.h>
 
 #include "diffusion/diffusion.h"
@@ -32,53 +33,95 @@ static const char *find_name(const qd_weights *w, const char *const *names)
     return NULL;
 }
 
-static qd_status take_context(const qd_weights *w, const char *name, qd_budget *budget, qd_tensor *out, qd_err *err)
+/* Tensors of a file that tell something, by their names there: the first one found counts. */
+typedef struct source_row {
+    const char *what;
+    const char *names[4];
+    int rank;     /* of the tensor; one less means one row */
+    bool numbers; /* may be i64 of rank 1 */
+    size_t at;    /* in qd_condition */
+} source_row;
+static const source_row sources[] = {
+    { "a context is [n, tokens, width]",
+      { "context", "prompt_embeds", "encoder_hidden_states", NULL },
+      3,
+      false,
+      offsetof(qd_condition, context) },
+    { "a context is [n, tokens, width]",
+      { "null_context", "negative_prompt_embeds", NULL },
+      3,
+      false,
+      offsetof(qd_condition, null_context) },
+    { "class labels are [n, width], or [n] in i64", { "class_labels", NULL }, 2, true, offsetof(qd_condition, labels) },
+    { "class labels are [n, width], or [n] in i64",
+      { "null_class_labels", NULL },
+      2,
+      true,
+      offsetof(qd_condition, null_labels) },
+};
+#define N_SOURCES (int)(sizeof(sources) / sizeof(sources[0]))
+
+static qd_status take_tensor(const qd_weights *w, const char *name, const source_row *row, qd_budget *budget,
+                             qd_tensor *out, qd_err *err)
 {
     char shape[96];
     const qd_tensor *have = qd_weights_find(w, name);
-    if (have->dtype != QD_F32 && have->dtype != QD_F16 && have->dtype != QD_BF16)
-        return qd_fail(err, QD_E_UNSUPPORTED, "tensor '%s' is %s; a context must be f32, f16 or bf16", name,
-                       qd_dtype_name(have->dtype));
-    if (have->shape.rank < 2 || have->shape.rank > 3 || qd_tensor_count(have) < 1)
-        return qd_fail(err, QD_E_FORMAT, "tensor '%s' has shape %s; a context is [n, tokens, width]", name,
-                       qd_shape_text(&have->shape, shape, sizeof(shape)));
+    const bool numbers = row->numbers && have->dtype == QD_I64 && have->shape.rank == 1;
+    if (!numbers && have->dtype != QD_F32 && have->dtype != QD_F16 && have->dtype != QD_BF16)
+        return qd_fail(err, QD_E_UNSUPPORTED, "tensor '%s' is %s %s; it must be f32, f16 or bf16: %s", name,
+                       qd_dtype_name(have->dtype), qd_shape_text(&have->shape, shape, sizeof(shape)), row->what);
+    if ((!numbers && have->shape.rank != row->rank && have->shape.rank != row->rank - 1) || qd_tensor_count(have) < 1)
+        return qd_fail(err, QD_E_FORMAT, "tensor '%s' has shape %s; %s", name,
+                       qd_shape_text(&have->shape, shape, sizeof(shape)), row->what);
     /* Always a copy: the file may be unaligned, and may go. */
-    const qd_status st =
-        have->dtype == QD_F32 ? qd_tensor_copy(out, have, budget, err) : qd_tensor_cast(out, have, QD_F32, budget, err);
+    const qd_status st = numbers || have->dtype == QD_F32 ? qd_tensor_copy(out, have, budget, err)
+                                                          : qd_tensor_cast(out, have, QD_F32, budget, err);
     if (st)
         return qd_fail_in(err, st, "tensor '%s'", name);
-    if (out->shape.rank == 2)
-        out->shape = QD_SHAPE(1, have->shape.dim[0], have->shape.dim[1]);
-    for (int64_t k = 0; k < qd_tensor_count(out); k++)
+    if (!numbers && out->shape.rank == row->rank - 1) {
+        memmove(out->shape.dim + 1, out->shape.dim, (size_t)out->shape.rank * sizeof(out->shape.dim[0]));
+        out->shape.dim[0] = 1;
+        out->shape.rank++;
+    }
+    for (int64_t k = 0; !numbers && k < qd_tensor_count(out); k++)
         if (!isfinite(qd_f32(out)[k])) {
             qd_tensor_clear(out);
-            return qd_fail(err, QD_E_NUMERIC, "tensor '%s' is not finite at element %lld; a context must be", name,
-                           (long long)k);
+            return qd_fail(err, QD_E_NUMERIC, "tensor '%s' is not finite at element %lld", name, (long long)k);
         }
     return QD_OK;
 }
 
+bool qd_condition_in(const qd_weights *w)
+{
+    for (int k = 0; k < N_SOURCES; k++)
+        if (find_name(w, sources[k].names))
+            return true;
+    return false;
+}
+
 qd_status qd_condition_read(qd_condition *c, const qd_weights *w, qd_budget *budget, qd_err *err)
 {
-    static const char *const names[] = { "context", "prompt_embeds", "encoder_hidden_states", NULL };
-    static const char *const null_names[] = { "null_context", "negative_prompt_embeds", NULL };
-    qd_tensor context = { 0 }, null_context = { 0 };
-    const char *name = find_name(w, names), *null_name = find_name(w, null_names);
-    if (!name)
-        return qd_fail(err, QD_E_FORMAT,
-                       "the file has no tensor 'context' (or 'prompt_embeds', or 'encoder_hidden_states')");
-    qd_status st = take_context(w, name, budget, &context, err);
-    if (!st && null_name)
-        st = take_context(w, null_name, budget, &null_context, err);
-    if (st) {
-        qd_tensor_clear(&context);
-        return st;
+    qd_tensor read[N_SOURCES] = { { 0 } };
+    qd_status st = QD_OK;
+    if (!qd_condition_in(w))
+        return qd_fail(
+            err, QD_E_FORMAT,
+            "the file has no tensor 'context' (or 'prompt_embeds', or 'encoder_hidden_states'), and no 'class_labels'");
+    for (int k = 0; k < N_SOURCES && !st; k++) {
+        const char *name = find_name(w, sources[k].names);
+        if (name)
+            st = take_tensor(w, name, &sources[k], budget, &read[k], err);
     }
-    qd_tensor_clear(&c->context);
-    qd_tensor_clear(&c->null_context);
-    c->context = context;
-    c->null_context = null_context;
-    return QD_OK;
+    for (int k = 0; k < N_SOURCES; k++) {
+        qd_tensor *to = (qd_tensor *)((char *)c + sources[k].at);
+        if (!st && read[k].data) {
+            qd_tensor_clear(to);
+            *to = read[k];
+        } else {
+            qd_tensor_clear(&read[k]);
+        }
+    }
+    return st;
 }
 
 /* --- from a number --- */

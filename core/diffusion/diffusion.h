@@ -117,8 +117,10 @@ typedef struct qd_condition {
 } qd_condition;
 void qd_condition_init(qd_condition *c);
 void qd_condition_clear(qd_condition *c);
-/* Contexts as files hold them, f32, f16 or bf16: "context" (or "prompt_embeds", "encoder_hidden_states") [n, tokens, width] or
- * [tokens, width], and "null_context" (or "negative_prompt_embeds"). QD_E_FORMAT when there is no context, or one that is not finite. */
+/* What a file tells, f32, f16 or bf16: "context" (or "prompt_embeds", "encoder_hidden_states") [n, tokens, width] or [tokens, width], and
+ * "null_context" (or "negative_prompt_embeds"); "class_labels" [n, width] or i64 [n], and "null_class_labels". What it does not say stays
+ * as it is. QD_E_FORMAT when it tells nothing, QD_E_NUMERIC when that is not finite. */
+bool qd_condition_in(const qd_weights *w);
 qd_status qd_condition_read(qd_condition *c, const qd_weights *w, qd_budget *budget, qd_err *err);
 /* How many classes a network knows: rows of the table that its class_labels choose from; 0 = no such table. */
 int64_t qd_condition_classes(const qd_graph *g);

@@ -73,7 +73,7 @@ static const field_row fields[] = {
     { "Dataset", "!sha256", "string", "Of the bytes as they were uploaded." },
     { "Dataset", "!size_bytes", "integer", NULL },
     { "Dataset", "!format", "string", NULL },
-    { "Dataset", "!role", "string", "labelled or unlabelled." },
+    { "Dataset", "!role", "string", "labelled, unlabelled, or context." },
     { "Dataset", "!summary", "object", "Count, sizes, classes, and mean and deviation of the pixels in 0..1." },
     { "Dataset", "!job", "?string", "The job that made it." },
     { "Dataset", "!created_at", "time", NULL },

@@ -100,15 +100,22 @@ qd_status sv_dataset_inspect(const char *path, const sv_settings *settings, char
     qd_dataset *d = NULL;
     char *text = NULL, *format_copy = NULL, *role_copy = NULL;
 
+    json_t *o = NULL;
+    qd_status st;
     qd_budget_init(&budget, settings->job_memory_bytes > 0 ? (size_t)settings->job_memory_bytes : 0);
-    qd_status st = sv_dataset_open(path, settings, &budget, &d, err);
+    const bool context = is_safetensors(path) && sv_context_sniff(path);
+    if (context)
+        st = sv_context_inspect(path, &budget, &o, err);
+    else
+        st = sv_dataset_open(path, settings, &budget, &d, err);
     if (st)
         return st;
-    json_t *o = describe(d);
+    if (!context)
+        o = describe(d);
     text = sv_json_text(o);
     json_decref(o);
-    format_copy = qd_strdup(d->format);
-    role_copy = qd_strdup(d->classes > 0 ? "labelled" : "unlabelled");
+    format_copy = qd_strdup(context ? "safetensors" : d->format);
+    role_copy = qd_strdup(context ? SV_ROLE_CONTEXT : d->classes > 0 ? "labelled" : "unlabelled");
     qd_dataset_free(d);
     if (!text || !format_copy || !role_copy) {
         qd_free(text);

@@ -35,6 +35,7 @@ qd_status sv_denoise_open(const char *path, const qd_run *run, sv_denoise *out, 
     d.channels = node->shape.dim[1];
     d.height = node->shape.dim[2];
     d.width = node->shape.dim[3];
+    qd_condition_init(&d.condition);
     st = qd_schedule_open(d.model->scheduler, &d.schedule, err);
     if (st)
         goto out;
@@ -47,6 +48,10 @@ out:
 
 void sv_denoise_clear(sv_denoise *d)
 {
+    qd_free(d->decoded);
+    qd_decoder_free(d->decoder);
+    qd_graph_free(d->decoder_graph);
+    qd_condition_clear(&d->condition);
     qd_schedule_free(d->schedule);
     qd_graph_free(d->graph);
     qd_model_free(d->model);
@@ -60,9 +65,32 @@ int64_t sv_denoise_size(const sv_denoise *d)
 
 /* --- pictures --- */
 
-qd_status sv_picture(const sv_denoise *d, const float *chw, qd_image *out, qd_err *err)
+static qd_status make_decoder(sv_denoise *d, const qd_run *run, qd_err *err)
 {
-    return qd_image_from_float(chw, d->channels >= 3 ? 3 : 1, (int)d->height, (int)d->width, out, err);
+    if (d->decoder)
+        return QD_OK;
+    qd_status st = qd_decoder_new(d->decoder_graph, qd_run_threads(run), NULL, qd_run_budget(run), &d->decoder, err);
+    if (st)
+        return qd_fail_in(err, st, "first stage");
+    const qd_shape s = qd_decoder_image(d->decoder);
+    d->decoded = qd_alloc_aligned((size_t)(s.dim[0] * s.dim[1] * s.dim[2]) * sizeof(float));
+    return d->decoded ? QD_OK : qd_fail(err, QD_E_NOMEM, "no memory for a decoded picture");
+}
+
+qd_status sv_picture(sv_denoise *d, const qd_run *run, const float *chw, qd_image *out, qd_err *err)
+{
+    if (!d->decoder_graph)
+        return qd_image_from_float(chw, d->channels >= 3 ? 3 : 1, (int)d->height, (int)d->width, out, err);
+    qd_status st = make_decoder(d, run, err);
+    const double start = sv_now_s();
+    if (!st)
+        st = qd_decoder_run(d->decoder, run, chw, d->decoded, err);
+    if (st)
+        return st;
+    d->decode_s += sv_now_s() - start;
+    d->decodes++;
+    const qd_shape s = qd_decoder_image(d->decoder);
+    return qd_image_from_float(d->decoded, s.dim[0] >= 3 ? 3 : 1, (int)s.dim[1], (int)s.dim[2], out, err);
 }
 
 int sv_picture_zoom(int height)
@@ -134,6 +162,12 @@ static qd_status timed_predict(void *ctx, const qd_run *run, const float *x, dou
     return st;
 }
 
+static void clocked_seat(void *ctx, int64_t first_sample)
+{
+    const sv_clocked *c = ctx;
+    qd_predictor_seat(&c->inner, first_sample);
+}
+
 qd_status sv_clocked_init(sv_clocked *c, const qd_predictor *inner, int cap, qd_err *err)
 {
     c->seconds = qd_calloc((size_t)cap, sizeof c->seconds[0]);
@@ -156,5 +190,6 @@ qd_predictor sv_clocked_predictor(sv_clocked *c)
     qd_predictor p = c->inner;
     p.ctx = c;
     p.predict = timed_predict;
+    p.seat = clocked_seat;
     return p;
 }

@@ -32,7 +32,8 @@ static qd_status find_reference(sv_store *store, const qd_params *p, sv_model_ro
     return st;
 }
 
-static qd_status check_accuracy(sv_store *store, const qd_params *p, char pointer[128], qd_err *err)
+static qd_status check_accuracy(sv_store *store, const char *model_id, const qd_params *p, char pointer[128],
+                                qd_err *err)
 {
     sv_model_row row = { 0 };
     if (!qd_params_string(p, "reference")[0])

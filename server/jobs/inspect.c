@@ -90,6 +90,37 @@ static qd_status count_cost(const qd_graph *g, int64_t *macs, json_t *o, qd_err 
     return st ? st : sv_weigh(g, shapes, n, o, err);
 }
 
+/* What came along with a denoiser: the first stage that decodes its latents, which must fit it, and what it is told. */
+static qd_status describe_parts(const qd_model *m, const qd_graph *g, const qd_run *run, json_t *o, qd_err *err)
+{
+    const qd_node_id id = qd_graph_find(g, "sample");
+    qd_graph *decoder = NULL;
+    qd_tensor table = { 0 };
+    json_t *part = NULL;
+    int64_t macs = 0;
+    qd_status st = QD_OK;
+    if (id < 0 || qd_graph_node(g, id)->shape.rank != 4)
+        return QD_OK;
+    st = qd_zoo_decoder(m, &qd_graph_node(g, id)->shape, run, &decoder, err);
+    if (!st && decoder) {
+        part = json_pack("{s:I}", "parameter_bytes", (json_int_t)qd_graph_param_bytes(decoder));
+        st = count_cost(decoder, &macs, part, err);
+        json_object_set_new(part, "macs", json_integer(macs));
+        json_object_del(part, "weights");
+        json_object_set(o, "first_stage", part);
+    }
+    if (!st)
+        st = qd_zoo_class_table(m, run->budget, &table, err);
+    if (!st && (table.data || m->context))
+        json_object_set_new(o, "told", json_true());
+    if (!st && m->meta && qd_meta_find(m->meta, QD_FIRST_STAGE_MISSING))
+        qd_run_warn(run, "first stage: %s", qd_meta_find(m->meta, QD_FIRST_STAGE_MISSING));
+    json_decref(part);
+    qd_tensor_clear(&table);
+    qd_graph_free(decoder);
+    return st;
+}
+
 /* What a bundle says of itself. It is a stranger's text: shown, and never believed where the graph knows better. */
 static void add_manifest(json_t *o, const qd_model *m)
 {
@@ -163,6 +194,8 @@ qd_status sv_model_inspect(const char *path, const sv_settings *settings, char *
     if (r == QD_ROLE_DENOISER && (st = qd_schedule_open(m->scheduler, &schedule, err)))
         goto out;
     st = describe(m, g, r, o, err);
+    if (!st && r == QD_ROLE_DENOISER)
+        st = describe_parts(m, g, &run, o, err);
     if (st)
         goto out;
     if (json_array_size(warnings) > 0)

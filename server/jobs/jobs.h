@@ -24,7 +24,7 @@ typedef struct sv_method {
     bool needs_data;  /* the job must name a data set; else it must not */
     const char *const *drop_metrics;
     /* What can be wrong with its params beyond their rows: models they name. May be NULL. */
-    qd_status (*check)(sv_store *store, const qd_params *p, char pointer[128], qd_err *err);
+    qd_status (*check)(sv_store *store, const char *model_id, const qd_params *p, char pointer[128], qd_err *err);
     qd_status (*run)(sv_task *t, json_t **result, qd_err *err);
 } sv_method;
 

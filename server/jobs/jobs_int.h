@@ -89,17 +89,36 @@ typedef struct sv_denoise {
     qd_model *model;
     qd_graph *graph;
     qd_schedule *schedule;
-    int64_t channels, height, width;
+    int64_t channels, height, width; // of samples: pictures, or latents
+    qd_condition condition;          /* what the denoiser is told */
+    qd_graph *decoder_graph;         /* latent to picture; NULL: samples are pictures */
+    qd_decoder *decoder;             /* its plan, made with the first picture */
+    float *decoded;                  // one picture of it
+    double decode_s;                 /* spent decoding, */
+    int decodes;                     /* so often */
 } sv_denoise;
 qd_status sv_denoise_open(const char *path, const qd_run *run, sv_denoise *out, qd_err *err);
 void sv_denoise_clear(sv_denoise *d);
-int64_t sv_denoise_size(const sv_denoise *d); /* floats of one picture */
-/* [channels][h][w] in -1..1 to 8 bit: grey, or the first three channels as RGB. */
-qd_status sv_picture(const sv_denoise *d, const float *chw, qd_image *out, qd_err *err);
+int64_t sv_denoise_size(const sv_denoise *d); /* floats of one sample */
+/* A sample [channels][h][w], decoded where it is a latent, about -1..1 to 8 bit: grey, or the first three channels as RGB. */
+qd_status sv_picture(sv_denoise *d, const qd_run *run, const float *chw, qd_image *out, qd_err *err);
 /* How often a picture is repeated to be readable: about 112 pixels high, never less than once. */
 int sv_picture_zoom(int height);
 /* All pictures in one PNG file, about square; with `pairs` two of them always stay side by side. */
 qd_status sv_pictures_save(const qd_image *images, int n, bool pairs, const char *path, qd_err *err);
+
+/* --- condition.c: what denoisers are told, and who decodes their latents --- */
+#define SV_ROLE_CONTEXT "context"    /* of data sets */
+#define SV_DECODER_NONE "none"       /* params.decoder */
+#define SV_META_LATENT "first_stage" /* in a bundle's metadata, when its samples are latents */
+extern const qd_param sv_condition_rows[];
+/* At submission: what params name exists and fits what the model's summary says. */
+qd_status sv_condition_check(sv_store *store, const char *model_id, const qd_params *p, char pointer[128], qd_err *err);
+/* Fills condition and decoder_graph of an opened denoiser by the job's params. */
+qd_status sv_condition_open(sv_task *t, sv_denoise *d, qd_err *err);
+/* Is it a file of contexts? And what it holds, for a data set's summary. */
+bool sv_context_sniff(const char *path);
+qd_status sv_context_inspect(const char *path, qd_budget *budget, json_t **out, qd_err *err);
 
 /* A predictor that keeps the time of each call. */
 typedef struct sv_clocked {
@@ -154,6 +173,7 @@ typedef struct sv_quantized {
     char sha256[QD_SHA256_HEX];
     uint64_t file_bytes; /* of the bundle */
     int layers_quantized, layers_float;
+    bool latent; /* its samples are latents */
 } sv_quantized;
 qd_status sv_quantized_init(sv_quantized *w, sv_task *t, qd_err *err);
 void sv_quantized_clear(sv_quantized *w);
@@ -188,7 +208,8 @@ typedef struct sv_pairs {
     double call_float_s, call_quantized_s;   /* medians of one call of the network */
 } sv_pairs;
 typedef struct sv_pair_ask {
-    const sv_denoise *reference, *quantized;
+    sv_denoise *reference; /* what it is told and how it decodes goes for both */
+    const sv_denoise *quantized;
     const qd_sampler *sampler;
     qd_sample_options options;
     int n;

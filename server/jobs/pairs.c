@@ -26,10 +26,14 @@ typedef struct drawing {
     int64_t done, total;
 } drawing;
 
-static qd_status side_open(side *s, const sv_denoise *model, const qd_run *run, qd_err *err)
+static qd_status side_open(side *s, const sv_denoise *model, const qd_condition *condition, const qd_run *run,
+                           qd_err *err)
 {
+    const qd_denoiser_options o = {
+        .batch = 1, .threads = qd_run_threads(run), .budget = qd_run_budget(run), .condition = condition
+    };
     s->model = model;
-    qd_status st = qd_denoiser_new(model->graph, 1, qd_run_threads(run), NULL, qd_run_budget(run), &s->denoiser, err);
+    qd_status st = qd_denoiser_open(model->graph, &o, &s->denoiser, err);
     if (st)
         return st;
     const qd_predictor p = qd_denoiser_predictor(s->denoiser);
@@ -62,7 +66,7 @@ static qd_status draw(drawing *d, side *s, int k, qd_image *out, qd_err *err)
     if (st)
         return st;
     s->image_s[k] = sv_now_s() - start;
-    return sv_picture(s->model, d->x, out, err);
+    return sv_picture(d->ask->reference, &d->quiet, d->x, out, err);
 }
 
 /* The two pictures as one PNG, large enough to look at. */
@@ -94,6 +98,7 @@ static qd_status warm_up(drawing *d, side *s, qd_err *err)
     if (!out)
         return qd_fail(err, QD_E_NOMEM, "no memory for a picture");
     qd_sample_noise(d->x, 1, sv_denoise_size(s->model), d->ask->options.seed, 0);
+    qd_predictor_seat(p, 0);
     const qd_status st = p->predict(p->ctx, &d->quiet, d->x, s->model->schedule->train_steps - 1, out, err);
     qd_free(out);
     return st;
@@ -139,8 +144,9 @@ qd_status sv_pairs_draw(sv_task *t, const sv_pair_ask *ask, const char *sheet_pa
         st = qd_fail(err, QD_E_NOMEM, "no memory for a picture of %zu bytes", bytes);
         goto out;
     }
-    if ((st = side_open(&d.side[0], ask->reference, &t->run, err)) ||
-        (st = side_open(&d.side[1], ask->quantized, &t->run, err)) || (st = warm_up(&d, &d.side[0], err)) ||
+    const qd_condition *told = &ask->reference->condition;
+    if ((st = side_open(&d.side[0], ask->reference, told, &t->run, err)) ||
+        (st = side_open(&d.side[1], ask->quantized, told, &t->run, err)) || (st = warm_up(&d, &d.side[0], err)) ||
         (st = warm_up(&d, &d.side[1], err)))
         goto out;
     for (int k = 0; k < ask->n; k++) {

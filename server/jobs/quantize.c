@@ -50,8 +50,10 @@ static void gather(void)
         rows[n_rows++] = (sv_method){
             .name = m->name,
             .summary = m->summary,
-            .params = sv_rows_join(
-                (const qd_param *const[]){ m->params, denoiser ? sv_denoiser_params : sv_classify_rows, NULL }),
+            .params = denoiser ? sv_rows_join((const qd_param *const[]){ m->params, sv_denoiser_params,
+                                                                         sv_condition_rows, NULL })
+                               : sv_rows_join((const qd_param *const[]){ m->params, sv_classify_rows, NULL }),
+            .check = denoiser ? sv_condition_check : NULL,
             .role = denoiser ? "denoiser" : "classifier",
             .needs_data = (m->needs & QD_NEEDS_DATA) != 0,
             .drop_metrics = denoiser ? sv_denoiser_drop_metrics : sv_classifier_drop_metrics,

@@ -150,12 +150,15 @@ qd_status sv_quantize_denoiser(sv_task *t, json_t **result, qd_err *err)
 
     qd_run_progress(&t->run, "load", NULL, 0, 1);
     st = sv_denoise_open(path, &t->run, &w.reference, err);
+    if (!st)
+        st = sv_condition_open(t, &w.reference, err);
     if (st)
         goto out;
+    w.made.latent = w.reference.decoder_graph != NULL;
     qd_run_progress(&t->run, "load", NULL, 1, 1);
-    sv_task_log(t, "%s: %lld parameters, pictures of %lldx%lld, %d diffusion steps", t->model->name,
-                (long long)qd_graph_param_count(w.reference.graph), (long long)w.reference.width,
-                (long long)w.reference.height, w.reference.schedule->train_steps);
+    sv_task_log(t, "%s: %lld parameters, %s of %lldx%lld, %d diffusion steps", t->model->name,
+                (long long)qd_graph_param_count(w.reference.graph), w.made.latent ? "latents" : "pictures",
+                (long long)w.reference.width, (long long)w.reference.height, w.reference.schedule->train_steps);
     w.made.source = w.reference.model;
     if ((st = make_bundle(&w, err)) || (st = measure(&w, err)))
         goto out;

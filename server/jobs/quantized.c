@@ -83,6 +83,8 @@ static qd_status save_bundle(const sv_quantized *w, const qd_graph *g, const cha
         goto out;
     if (m->scheduler && (st = qd_meta_set(meta, "scheduler_config", qd_config_text(m->scheduler), err)))
         goto out;
+    if (w->latent && (st = qd_meta_set(meta, SV_META_LATENT, "true", err)))
+        goto out;
     if ((st = qd_meta_set(meta, "role", w->t->method->role, err)) ||
         (st = qd_meta_set(meta, "manifest", manifest, err)))
         goto out;

@@ -41,7 +41,12 @@ static int n_rows;
 static void gather(void)
 {
     for (int k = 0; qd_samplers[k] && n_rows < MAX_METHODS; k++)
-        rows[n_rows++] = (sv_method){ qd_samplers[k]->name, qd_samplers[k]->summary, qd_samplers[k]->params };
+        rows[n_rows++] = (sv_method){
+            .name = qd_samplers[k]->name,
+            .summary = qd_samplers[k]->summary,
+            .params = sv_rows_join((const qd_param *const[]){ qd_samplers[k]->params, sv_condition_rows, NULL }),
+            .check = sv_condition_check,
+        };
 }
 
 static const sv_method *methods(int *n)
@@ -57,8 +62,8 @@ typedef struct work {
     sv_denoise model;
     const qd_sampler *sampler;
     qd_sample_options options;
-    qd_run quiet;       /* the job's run without the sampler's own progress */
-    qd_tensor pictures; // [count, C, H, W]
+    qd_run quiet;      /* the job's run without the sampler's own progress */
+    qd_tensor samples; // [count, C, H, W]: pictures, or latents
     int count, batch, preview_every;
     int first;        /* number of the batch's first picture */
     int step;         /* of the current batch */
@@ -96,7 +101,7 @@ static qd_status on_eps(void *ctx, int step, int t, int t_prev, const float *x, 
     const int64_t n = sv_denoise_size(&w->model);
     for (int64_t k = 0; k < n; k++)
         w->preview[k] = (float)((x[k] - noise * eps[k]) / root);
-    qd_status st = sv_picture(&w->model, w->preview, &im, err);
+    qd_status st = sv_picture(&w->model, &w->quiet, w->preview, &im, err);
     if (!st)
         st = push(w, &im, step, w->first, err);
     qd_image_clear(&im);
@@ -117,7 +122,7 @@ static qd_status draw_batch(work *w, qd_denoiser *d, int n, qd_err *err)
     const int64_t size = sv_denoise_size(&w->model);
     const qd_predictor p = qd_denoiser_predictor(d);
     const qd_sampler_hook hook = { .ctx = w, .eps = on_eps, .stepped = on_stepped };
-    float *x = qd_f32(&w->pictures) + w->first * size;
+    float *x = qd_f32(&w->samples) + w->first * size;
     qd_sample_options o = w->options;
     o.first_sample = w->first;
 
@@ -127,7 +132,7 @@ static qd_status draw_batch(work *w, qd_denoiser *d, int n, qd_err *err)
     w->seconds += sv_now_s() - start;
     for (int k = 0; k < n && !st; k++) {
         qd_image *im = &w->images[w->first + k];
-        st = sv_picture(&w->model, x + k * size, im, err);
+        st = sv_picture(&w->model, &w->quiet, x + k * size, im, err);
         if (!st)
             st = push(w, im, o.steps, w->first + k, err);
     }
@@ -145,8 +150,11 @@ static qd_status draw_all(work *w, qd_err *err)
         if (n != ready) {
             qd_denoiser_free(d);
             d = NULL;
-            st = qd_denoiser_new(w->model.graph, n, qd_run_threads(&w->t->run), NULL, qd_run_budget(&w->t->run), &d,
-                                 err);
+            const qd_denoiser_options o = { .batch = n,
+                                            .threads = qd_run_threads(&w->t->run),
+                                            .budget = qd_run_budget(&w->t->run),
+                                            .condition = &w->model.condition };
+            st = qd_denoiser_open(w->model.graph, &o, &d, err);
             ready = n;
         }
         if (!st)
@@ -169,7 +177,7 @@ static qd_status save_floats(const work *w, const char *path, qd_err *err)
     if (!params)
         return qd_fail(err, QD_E_NOMEM, "no memory for the metadata");
     if ((st = qd_weights_new(&weights, err)) || (st = qd_meta_new(&meta, err)) ||
-        (st = qd_weights_add(weights, "samples", &w->pictures, err)) ||
+        (st = qd_weights_add(weights, w->model.decoder_graph ? "latents" : "samples", &w->samples, err)) ||
         (st = qd_meta_set(meta, "model_sha256", w->t->model->sha256, err)) ||
         (st = qd_meta_set(meta, "sampler", w->sampler->name, err)) || (st = qd_meta_set(meta, "params", params, err)))
         goto out;
@@ -223,12 +231,14 @@ static qd_status run(sv_task *t, json_t **result, qd_err *err)
     qd_sample_options_read(t->params, &w.options);
     qd_run_progress(&t->run, "load", NULL, 0, 1);
     st = sv_denoise_open(path, &t->run, &w.model, err);
+    if (!st)
+        st = sv_condition_open(t, &w.model, err);
     if (st)
         goto out;
     qd_run_progress(&t->run, "load", NULL, 1, 1);
 
     const qd_shape shape = QD_SHAPE(w.count, w.model.channels, w.model.height, w.model.width);
-    st = qd_tensor_init(&w.pictures, QD_F32, &shape, t->run.budget, err);
+    st = qd_tensor_init(&w.samples, QD_F32, &shape, t->run.budget, err);
     if (st)
         goto out;
     w.images = qd_calloc((size_t)w.count, sizeof w.images[0]);
@@ -242,12 +252,16 @@ static qd_status run(sv_task *t, json_t **result, qd_err *err)
     *result = json_pack("{s:s, s:i, s:i, s:i, s:f, s:b, s:i}", "sampler", w.sampler->name, "steps", w.options.steps,
                         "images", w.count, "batch", w.batch, "seconds_per_image", w.seconds / w.count, "quantized",
                         w.model.model->graph != NULL, "threads", qd_run_threads(&t->run));
+    if (w.model.decodes > 0)
+        sv_put_figure(*result, "seconds_per_decode", w.model.decode_s / w.model.decodes);
+    if (w.model.condition.guidance != 1.0)
+        sv_put_figure(*result, "guidance", w.model.condition.guidance);
 out:
     for (int k = 0; w.images && k < w.count; k++)
         qd_image_clear(&w.images[k]);
     qd_free(w.images);
     qd_free(w.preview);
-    qd_tensor_clear(&w.pictures);
+    qd_tensor_clear(&w.samples);
     sv_denoise_clear(&w.model);
     qd_free(path);
     return st;

@@ -413,6 +413,10 @@ static qd_status check_dataset(sv_store *store, const sv_kind *k, const sv_metho
         return refuse(pointer, "/dataset", err, "data set '%.80s' does not exist", json_string_value(v));
     if (st)
         return st;
+    if (strcmp(row.role, SV_ROLE_CONTEXT) == 0) {
+        sv_model_row_clear(&row);
+        return refuse(pointer, "/dataset", err, "data set '%.80s' holds contexts, not pictures", json_string_value(v));
+    }
     *id = row.id;
     row.id = NULL;
     sv_model_row_clear(&row);
@@ -519,7 +523,7 @@ qd_status sv_job_parse(sv_store *store, const json_t *body, sv_job_row *out, cha
         goto out;
     if ((st = check_model(store, k, m, body, &j.model_id, pointer, err)) ||
         (st = check_dataset(store, k, m, body, &j.dataset_id, pointer, err)) ||
-        (st = m->check ? m->check(store, params, pointer, err) : QD_OK))
+        (st = m->check ? m->check(store, j.model_id, params, pointer, err) : QD_OK))
         goto out;
 
     filled = sv_params_to_json(params);
