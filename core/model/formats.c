@@ -63,18 +63,21 @@ static const qd_format format_folder = {
 };
 static const qd_format format_bundle = {
     .name = "bundle",
+    .file = "model.safetensors",
     .summary = "One file written by quantd: a graph in the metadata, its constants as tensors.",
     .sniff = qd_bundle_sniff,
     .load = bundle_load,
 };
 static const qd_format format_safetensors = {
     .name = "safetensors",
+    .file = "model.safetensors",
     .summary = "One weight file; the configuration as JSON text under the metadata key 'config'.",
     .sniff = file_sniff,
     .load = file_load,
 };
 static const qd_format format_torch = {
     .name = "torch",
+    .file = "model.pt",
     .summary = "One checkpoint of PyTorch (.pt, .pth, .ckpt, .bin): tensors are rebuilt, no code in it is run.",
     .sniff = qd_torch_sniff,
     .load = torch_load,
@@ -89,6 +92,7 @@ static const qd_format format_onnx_folder = {
 };
 static const qd_format format_onnx = {
     .name = "onnx",
+    .file = "model.onnx",
     .summary = "One ONNX file, opset 7 to 21.",
     .sniff = qd_onnx_sniff,
     .load = qd_onnx_load,
@@ -100,6 +104,14 @@ const qd_format *const qd_formats[] = {
 };
 
 /* --- opening --- */
+
+const char *qd_model_file_name(const char *path)
+{
+    for (int k = 0; qd_formats[k]; k++)
+        if (qd_formats[k]->file && qd_formats[k]->sniff(path))
+            return qd_formats[k]->file;
+    return NULL;
+}
 
 qd_status qd_model_load_file(const char *path, qd_budget *budget, qd_model *m, qd_err *err)
 {

@@ -104,11 +104,14 @@ typedef struct qd_model {
 
 typedef struct qd_format {
     const char *name, *summary;
+    const char *file; /* what a lone file of it is called in a folder of its own; NULL: it is a folder */
     /* Does this path look like ours? Cheap; never fails. */
     bool (*sniff)(const char *path);
     qd_status (*load)(const char *path, qd_budget *budget, qd_model *m, qd_err *err);
 } qd_format;
 extern const qd_format *const qd_formats[]; /* NULL-terminated */
+/* What the file at `path` should be called, by its bytes: "model.onnx"; NULL when no row knows it. */
+const char *qd_model_file_name(const char *path);
 
 /* path: a folder (diffusers layout: config.json or unet/config.json, *.safetensors, scheduler) or a file. */
 qd_status qd_model_open(const char *path, qd_budget *budget, qd_model **out, qd_err *err);

@@ -5,6 +5,7 @@
 #include "base/mem.h"
 #include "data/data.h"
 #include "http/http_int.h"
+#include "model/model.h"
 
 /* A single top-level folder is not the model but its wrapping: go in until there is more than one entry, or a file. */
 static char *find_root(const char *dir)
@@ -39,6 +40,24 @@ static char *find_root(const char *dir)
     return at;
 }
 
+/* The only thing in a folder when that is a file under the name we give one that came alone (qd_free); NULL otherwise. */
+static char *only_file(const char *dir)
+{
+    DIR *d = opendir(dir);
+    char *only = NULL;
+    int entries = 0;
+    for (struct dirent *e; d && (e = readdir(d));)
+        if (strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0 && entries++ == 0)
+            only = qd_fs_join(dir, e->d_name);
+    if (d)
+        closedir(d);
+    const char *told = entries == 1 && only && !qd_fs_is_dir(only) ? qd_model_file_name(only) : NULL;
+    if (told && strcmp(strrchr(only, '/') + 1, told) == 0)
+        return only;
+    qd_free(only);
+    return NULL;
+}
+
 /* The one place that reads a stranger's model; on this thread now, a sandboxed child can take over behind the same signature. */
 static qd_status look_into_model(const sv_settings *s, const char *tree, char **root, char **format, char **role,
                                  char **summary, qd_err *err)
@@ -46,13 +65,14 @@ static qd_status look_into_model(const sv_settings *s, const char *tree, char **
     char *dir = find_root(tree);
     char *file = dir ? qd_fs_join(dir, "model.safetensors") : NULL;
     char *config = dir ? qd_fs_join(dir, "config.json") : NULL;
+    char *alone = dir ? only_file(dir) : NULL;
     qd_status st;
     if (!file || !config) {
         st = qd_fail(err, QD_E_NOMEM, "no memory for a path");
         goto out;
     }
     const bool single = qd_fs_exists(file) && !qd_fs_exists(config);
-    const char *path = single ? file : dir;
+    const char *path = single ? file : alone ? alone : dir;
     st = sv_model_inspect(path, s, format, role, summary, err);
     if (st)
         goto out;
@@ -60,6 +80,7 @@ static qd_status look_into_model(const sv_settings *s, const char *tree, char **
     if (!*root)
         st = qd_fail(err, QD_E_NOMEM, "no memory for a path");
 out:
+    qd_free(alone);
     qd_free(file);
     qd_free(config);
     qd_free(dir);
@@ -86,6 +107,7 @@ const sv_collection sv_models = {
     .prefix = "mdl_",
     .folder = "models",
     .file = "model.safetensors",
+    .file_of = qd_model_file_name,
     .invalid = SV_P_INVALID_MODEL,
     .max_entries = 4096,
     .is_archive = qd_archive_sniff,

@@ -264,9 +264,10 @@ extern const char *const sv_method_names[8]; /* rows of sv_http.requests; the la
 
 /* --- collections.c: what may be uploaded, a row each --- */
 typedef struct sv_collection {
-    const char *noun, *prefix; /* "data set", and of its ids: "dst_" */
-    const char *folder;        /* below the data folder, and in paths: /v1/FOLDER */
-    const char *file;          /* what a single file is called in its tree */
+    const char *noun, *prefix;                /* "data set", and of its ids: "dst_" */
+    const char *folder;                       /* below the data folder, and in paths: /v1/FOLDER */
+    const char *file;                         /* what a single file is called in its tree, */
+    const char *(*file_of)(const char *path); /* unless its bytes tell another name; may be NULL, and give it */
     sv_problem invalid;
     int max_entries; /* of an archive */
     bool (*is_archive)(const char *path);

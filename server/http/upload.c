@@ -189,7 +189,8 @@ static qd_status make_tree(const sv_settings *s, const sv_collection *c, const c
         const qd_unpack_limits limits = { .max_bytes = (uint64_t)s->max_unpacked_bytes, .max_entries = c->max_entries };
         return qd_archive_unpack(body, tree, &limits, err);
     }
-    char *file = qd_fs_join(tree, c->file);
+    const char *told = c->file_of ? c->file_of(body) : NULL;
+    char *file = qd_fs_join(tree, told ? told : c->file);
     if (!file)
         return qd_fail(err, QD_E_NOMEM, "no memory for a path");
     /* The same bytes need not lie on disk twice; where links are not possible, they do. */

@@ -178,6 +178,16 @@ static void external_data_stays_in_the_folder(void **state)
     }
 }
 
+/* What a file that came alone is called, by its bytes. */
+static void bytes_tell_the_name(void **state)
+{
+    assert_string_equal(qd_model_file_name(harness_source("tests/golden/onnx/resnet.onnx")), "model.onnx");
+    assert_string_equal(qd_model_file_name(harness_source("tests/golden/onnx/golden.safetensors")),
+                        "model.safetensors");
+    assert_null(qd_model_file_name(harness_source("tests/golden/onnx/make_onnx.py")));
+    assert_null(qd_model_file_name(harness_source("tests/golden/onnx")));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -190,6 +200,7 @@ int main(void)
         cmocka_unit_test(external_data_lies_in_the_folder),
         cmocka_unit_test(a_lone_file_may_not_reach_its_neighbours),
         cmocka_unit_test(external_data_stays_in_the_folder),
+        cmocka_unit_test(bytes_tell_the_name),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
