@@ -39,6 +39,10 @@ qd_status sv_denoise_open(const char *path, const qd_run *run, sv_denoise *out, 
     st = qd_schedule_open(d.model->scheduler, &d.schedule, err);
     if (st)
         goto out;
+    const char *correction = d.model->meta ? qd_meta_find(d.model->meta, SV_META_CORRECTION) : NULL;
+    if (correction && (st = qd_correction_parse(correction, strlen(correction), &d.correction, err)))
+        goto out;
+    d.correcting = qd_correction_default(d.correction);
     *out = d;
     memset(&d, 0, sizeof d);
 out:
@@ -48,6 +52,7 @@ out:
 
 void sv_denoise_clear(sv_denoise *d)
 {
+    qd_correction_free(d->correction);
     qd_free(d->decoded);
     qd_decoder_free(d->decoder);
     qd_graph_free(d->decoder_graph);
@@ -56,6 +61,21 @@ void sv_denoise_clear(sv_denoise *d)
     qd_graph_free(d->graph);
     qd_model_free(d->model);
     memset(d, 0, sizeof *d);
+}
+
+qd_status sv_denoise_sampler(const sv_denoise *d, const qd_condition *condition, const qd_sampler *sampler,
+                             int64_t batch, const qd_run *run, qd_corrected **out, qd_err *err)
+{
+    const qd_corrected_options o = { .graph = d->graph,
+                                     .correction = d->correction,
+                                     .mode = d->correcting,
+                                     .schedule = d->schedule,
+                                     .sampler = sampler,
+                                     .condition = condition,
+                                     .batch = batch,
+                                     .threads = qd_run_threads(run),
+                                     .budget = qd_run_budget(run) };
+    return qd_corrected_new(&o, out, err);
 }
 
 int64_t sv_denoise_size(const sv_denoise *d)
@@ -150,46 +170,4 @@ double sv_median(double *values, int n)
         return NAN;
     qsort(values, (size_t)n, sizeof values[0], by_value);
     return values[(n - 1) / 2];
-}
-
-static qd_status timed_predict(void *ctx, const qd_run *run, const float *x, double t, float *out, qd_err *err)
-{
-    sv_clocked *c = ctx;
-    const double start = sv_now_s();
-    const qd_status st = c->inner.predict(c->inner.ctx, run, x, t, out, err);
-    if (!st && c->n < c->cap)
-        c->seconds[c->n++] = sv_now_s() - start;
-    return st;
-}
-
-static void clocked_seat(void *ctx, int64_t first_sample)
-{
-    const sv_clocked *c = ctx;
-    qd_predictor_seat(&c->inner, first_sample);
-}
-
-qd_status sv_clocked_init(sv_clocked *c, const qd_predictor *inner, int cap, qd_err *err)
-{
-    c->seconds = qd_calloc((size_t)cap, sizeof c->seconds[0]);
-    if (!c->seconds)
-        return qd_fail(err, QD_E_NOMEM, "no memory for %d times", cap);
-    c->inner = *inner;
-    c->n = 0;
-    c->cap = cap;
-    return QD_OK;
-}
-
-void sv_clocked_clear(sv_clocked *c)
-{
-    qd_free(c->seconds);
-    memset(c, 0, sizeof *c);
-}
-
-qd_predictor sv_clocked_predictor(sv_clocked *c)
-{
-    qd_predictor p = c->inner;
-    p.ctx = c;
-    p.predict = timed_predict;
-    p.seat = clocked_seat;
-    return p;
 }

@@ -96,9 +96,15 @@ typedef struct sv_denoise {
     float *decoded;                  // one picture of it
     double decode_s;                 /* spent decoding, */
     int decodes;                     /* so often */
+    qd_correction *correction;       /* what a quantized denoiser carries; NULL = nothing */
+    qd_correction_mode correcting;   /* what is made of it: at first what it says itself */
 } sv_denoise;
 qd_status sv_denoise_open(const char *path, const qd_run *run, sv_denoise *out, qd_err *err);
 void sv_denoise_clear(sv_denoise *d);
+/* Ready to sample as the model corrects itself; told what `condition` says. Lends from d. */
+qd_status sv_denoise_sampler(const sv_denoise *d, const qd_condition *condition, const qd_sampler *sampler,
+                             int64_t batch, const qd_run *run, qd_corrected **out, qd_err *err);
+#define SV_META_CORRECTION "correction"       /* in a bundle's metadata */
 int64_t sv_denoise_size(const sv_denoise *d); /* floats of one sample */
 /* A sample [channels][h][w], decoded where it is a latent, about -1..1 to 8 bit: grey, or the first three channels as RGB. */
 qd_status sv_picture(sv_denoise *d, const qd_run *run, const float *chw, qd_image *out, qd_err *err);
@@ -120,15 +126,6 @@ qd_status sv_condition_open(sv_task *t, sv_denoise *d, qd_err *err);
 bool sv_context_sniff(const char *path);
 qd_status sv_context_inspect(const char *path, qd_budget *budget, json_t **out, qd_err *err);
 
-/* A predictor that keeps the time of each call. */
-typedef struct sv_clocked {
-    qd_predictor inner;
-    double *seconds; // [cap]
-    int n, cap;
-} sv_clocked;
-qd_status sv_clocked_init(sv_clocked *c, const qd_predictor *inner, int cap, qd_err *err);
-void sv_clocked_clear(sv_clocked *c);
-qd_predictor sv_clocked_predictor(sv_clocked *c);
 double sv_now_s(void);                   /* monotonic seconds */
 double sv_median(double *values, int n); /* sorts; NAN of nothing; the lower one of two in the middle */
 
@@ -205,7 +202,8 @@ typedef struct sv_pairs {
     double psnr_db[SV_PAIRS_MAX];            /* INFINITY for identical pictures */
     double psnr_mean_db, psnr_min_db;        /* of the others; NAN when there are none */
     double image_float_s, image_quantized_s; /* medians of one whole sampling at batch 1; NAN without pairs */
-    double call_float_s, call_quantized_s;   /* medians of one call of the network */
+    double call_float_s, call_quantized_s;   /* of one call of the network: the former by the number of calls */
+    int calls_float, calls_quantized;        /* for one image */
 } sv_pairs;
 typedef struct sv_pair_ask {
     sv_denoise *reference; /* what it is told and how it decodes goes for both */

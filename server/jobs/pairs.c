@@ -7,13 +7,13 @@
 #include "base/mem.h"
 #include "jobs/jobs_int.h"
 
-enum { GAP_PX = 1, FRAME_PAIR = 2, CALLS_KEPT = 4096 };
+enum { GAP_PX = 1, FRAME_PAIR = 2 };
 
 /* One of the two models, ready to draw. */
 typedef struct side {
     const sv_denoise *model;
-    qd_denoiser *denoiser;
-    sv_clocked clock;
+    qd_corrected *corrected;
+    int calls; /* for one image */
     double image_s[SV_PAIRS_MAX];
 } side;
 
@@ -26,24 +26,19 @@ typedef struct drawing {
     int64_t done, total;
 } drawing;
 
-static qd_status side_open(side *s, const sv_denoise *model, const qd_condition *condition, const qd_run *run,
-                           qd_err *err)
+static qd_status side_open(side *s, const sv_denoise *model, const qd_condition *condition, const sv_pair_ask *ask,
+                           const qd_run *run, qd_err *err)
 {
-    const qd_denoiser_options o = {
-        .batch = 1, .threads = qd_run_threads(run), .budget = qd_run_budget(run), .condition = condition
-    };
     s->model = model;
-    qd_status st = qd_denoiser_open(model->graph, &o, &s->denoiser, err);
-    if (st)
-        return st;
-    const qd_predictor p = qd_denoiser_predictor(s->denoiser);
-    return sv_clocked_init(&s->clock, &p, CALLS_KEPT, err);
+    qd_status st = sv_denoise_sampler(model, condition, ask->sampler, 1, run, &s->corrected, err);
+    if (!st)
+        s->calls = qd_corrected_calls(s->corrected, &ask->options, NULL);
+    return st;
 }
 
 static void side_close(side *s)
 {
-    sv_clocked_clear(&s->clock);
-    qd_denoiser_free(s->denoiser);
+    qd_corrected_free(s->corrected);
 }
 
 static qd_status stepped(void *ctx, int step, int steps, int t, const float *x, qd_err *err)
@@ -57,12 +52,11 @@ static qd_status stepped(void *ctx, int step, int steps, int t, const float *x, 
 static qd_status draw(drawing *d, side *s, int k, qd_image *out, qd_err *err)
 {
     const qd_sampler_hook hook = { .ctx = d, .stepped = stepped };
-    const qd_predictor p = sv_clocked_predictor(&s->clock);
     qd_sample_options o = d->ask->options;
     o.first_sample += k;
     const double start = sv_now_s();
     qd_sample_noise(d->x, 1, sv_denoise_size(s->model), o.seed, o.first_sample);
-    const qd_status st = d->ask->sampler->run(s->model->schedule, &o, &p, &hook, &d->quiet, d->x, err);
+    const qd_status st = qd_corrected_run(s->corrected, &o, &hook, &d->quiet, d->x, err);
     if (st)
         return st;
     s->image_s[k] = sv_now_s() - start;
@@ -93,13 +87,13 @@ out:
 /* Plans touch their memory for the first time on their first call; that call is nobody's measure. */
 static qd_status warm_up(drawing *d, side *s, qd_err *err)
 {
-    const qd_predictor *p = &s->clock.inner;
+    const qd_predictor p = qd_corrected_predictor(s->corrected);
     float *out = qd_alloc_aligned((size_t)sv_denoise_size(s->model) * sizeof(float));
     if (!out)
         return qd_fail(err, QD_E_NOMEM, "no memory for a picture");
     qd_sample_noise(d->x, 1, sv_denoise_size(s->model), d->ask->options.seed, 0);
-    qd_predictor_seat(p, 0);
-    const qd_status st = p->predict(p->ctx, &d->quiet, d->x, s->model->schedule->train_steps - 1, out, err);
+    qd_predictor_seat(&p, 0);
+    const qd_status st = p.predict(p.ctx, &d->quiet, d->x, s->model->schedule->train_steps - 1, out, err);
     qd_free(out);
     return st;
 }
@@ -122,8 +116,10 @@ static void sum_up(drawing *d, sv_pairs *f)
         f->psnr_mean_db = sum / n;
     f->image_float_s = sv_median(d->side[0].image_s, f->n);
     f->image_quantized_s = sv_median(d->side[1].image_s, f->n);
-    f->call_float_s = sv_median(d->side[0].clock.seconds, d->side[0].clock.n);
-    f->call_quantized_s = sv_median(d->side[1].clock.seconds, d->side[1].clock.n);
+    f->calls_float = d->side[0].calls;
+    f->calls_quantized = d->side[1].calls;
+    f->call_float_s = f->image_float_s / f->calls_float;
+    f->call_quantized_s = f->image_quantized_s / f->calls_quantized;
 }
 
 qd_status sv_pairs_draw(sv_task *t, const sv_pair_ask *ask, const char *sheet_path, sv_pairs *out, qd_err *err)
@@ -145,8 +141,8 @@ qd_status sv_pairs_draw(sv_task *t, const sv_pair_ask *ask, const char *sheet_pa
         goto out;
     }
     const qd_condition *told = &ask->reference->condition;
-    if ((st = side_open(&d.side[0], ask->reference, told, &t->run, err)) ||
-        (st = side_open(&d.side[1], ask->quantized, told, &t->run, err)) || (st = warm_up(&d, &d.side[0], err)) ||
+    if ((st = side_open(&d.side[0], ask->reference, told, ask, &t->run, err)) ||
+        (st = side_open(&d.side[1], ask->quantized, told, ask, &t->run, err)) || (st = warm_up(&d, &d.side[0], err)) ||
         (st = warm_up(&d, &d.side[1], err)))
         goto out;
     for (int k = 0; k < ask->n; k++) {

@@ -71,6 +71,7 @@ static json_t *figures_json(const work *w)
     json_t *o = sv_quantized_figures(&w->made);
     json_object_set_new(o, "sampler", json_string(w->sampler->name));
     json_object_set_new(o, "steps", json_integer(w->options.steps));
+    json_object_set_new(o, "correction", json_string(qd_correction_mode_name(w->quantized.correcting)));
     json_object_set_new(o, "pairs", json_integer(p->n));
     json_object_set_new(o, "pairs_identical", json_integer(p->identical));
     sv_put_figure(o, "eps_sqnr_db", w->made.report.eps_sqnr_mean_db);
@@ -82,6 +83,8 @@ static json_t *figures_json(const work *w)
         sv_put_figure(o, "speedup", p->image_float_s / p->image_quantized_s);
         sv_put_figure(o, "seconds_per_call_float", p->call_float_s);
         sv_put_figure(o, "seconds_per_call_int8", p->call_quantized_s);
+        json_object_set_new(o, "calls_float", json_integer(p->calls_float));
+        json_object_set_new(o, "calls_int8", json_integer(p->calls_quantized));
     }
     return o;
 }

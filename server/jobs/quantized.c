@@ -66,9 +66,23 @@ static char *manifest_text(const sv_quantized *w)
     return text;
 }
 
-static qd_status save_bundle(const sv_quantized *w, const qd_graph *g, const char *path, char sha256_hex[QD_SHA256_HEX],
-                             qd_err *err)
+/* The correction as text; "" when there is none. */
+static qd_status correction_text(const qd_correction *c, char **out, qd_err *err)
 {
+    qd_buf b;
+    qd_buf_init(&b, 0);
+    qd_status st = c ? qd_correction_text(c, &b, err) : QD_OK;
+    if (!st && !qd_buf_adds(&b, ""))
+        st = qd_fail(err, QD_E_NOMEM, "no memory for the text of a correction");
+    *out = st ? NULL : qd_buf_take(&b, NULL);
+    qd_buf_clear(&b);
+    return !st && !*out ? qd_fail(err, QD_E_NOMEM, "no memory for the text of a correction") : st;
+}
+
+static qd_status save_bundle(const sv_quantized *w, const qd_graph *g, const qd_correction *correction,
+                             const char *path, char sha256_hex[QD_SHA256_HEX], qd_err *err)
+{
+    char *corrects = NULL;
     qd_meta *meta = NULL;
     char *manifest = manifest_text(w);
     const qd_model *m = w->source;
@@ -88,8 +102,13 @@ static qd_status save_bundle(const sv_quantized *w, const qd_graph *g, const cha
     if ((st = qd_meta_set(meta, "role", w->t->method->role, err)) ||
         (st = qd_meta_set(meta, "manifest", manifest, err)))
         goto out;
-    st = qd_bundle_save(path, g, meta, sha256_hex, err);
+    st = correction_text(correction, &corrects, err);
+    if (!st && corrects[0])
+        st = qd_meta_set(meta, SV_META_CORRECTION, corrects, err);
+    if (!st)
+        st = qd_bundle_save(path, g, meta, sha256_hex, err);
 out:
+    qd_free(corrects);
     qd_meta_free(meta);
     qd_free(manifest);
     return st;
@@ -111,7 +130,7 @@ qd_status sv_quantized_make(sv_quantized *w, const qd_quant_task *task, qd_err *
         else
             w->layers_float++; /* perhaps with weights in 8 bits: its row says so */
     qd_run_progress(&t->run, "save", NULL, 0, 2);
-    st = save_bundle(w, g, w->bundle, w->sha256, err);
+    st = save_bundle(w, g, w->report.correction, w->bundle, w->sha256, err);
     qd_run_progress(&t->run, "save", NULL, 1, 2);
     qd_graph_free(g);
     return st;
@@ -124,7 +143,12 @@ qd_status sv_quantized_check(sv_quantized *w, const qd_model *read_back, qd_err 
     if (!again)
         return qd_fail(err, QD_E_NOMEM, "no memory for a path");
     w->file_bytes = read_back->file_bytes;
-    qd_status st = save_bundle(w, read_back->graph, again, again_hex, err);
+    qd_correction *correction = NULL;
+    const char *text = read_back->meta ? qd_meta_find(read_back->meta, SV_META_CORRECTION) : NULL;
+    qd_status st = text ? qd_correction_parse(text, strlen(text), &correction, err) : QD_OK;
+    if (!st)
+        st = save_bundle(w, read_back->graph, correction, again, again_hex, err);
+    qd_correction_free(correction);
     if (!st && strcmp(w->sha256, again_hex) != 0)
         st = qd_fail(err, QD_E_INTERNAL, "the bundle read back is not the one that was written: %s, %s", w->sha256,
                      again_hex);

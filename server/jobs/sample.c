@@ -10,6 +10,8 @@
 
 enum { MAX_METHODS = 32, FRAME_SAMPLE = 1, SHEET_PICTURES = 400 };
 
+static const char *const corrections[] = { "auto", "none", "compat", "probe", "table", "conditional", "both", NULL };
+
 static const qd_param common[] = {
     { .name = "count", .type = QD_PARAM_INT, .summary = "How many pictures.", .fallback = "16", .min = 1, .max = 4096 },
     { .name = "batch",
@@ -30,6 +32,13 @@ static const qd_param common[] = {
       .fallback = "0",
       .min = 0,
       .max = 9007199254740991.0 },
+    { .name = "correction",
+      .type = QD_PARAM_CHOICE,
+      .summary =
+          "What is done about the noise that quantization adds: auto as the model was quantized for, or another of "
+          "qncd's ways, where the model carries what it needs.",
+      .fallback = "auto",
+      .choices = corrections },
     { .name = NULL },
 };
 
@@ -65,11 +74,12 @@ typedef struct work {
     qd_run quiet;      /* the job's run without the sampler's own progress */
     qd_tensor samples; // [count, C, H, W]: pictures, or latents
     int count, batch, preview_every;
-    int first;        /* number of the batch's first picture */
-    int step;         /* of the current batch */
-    float *preview;   // [C, H, W]
-    double seconds;   /* spent in the sampler */
-    qd_image *images; // [count]
+    int first;         /* number of the batch's first picture */
+    int step;          /* of the current batch */
+    float *preview;    // [C, H, W]
+    double seconds;    /* spent in the sampler */
+    int calls, probes; /* of the network for each picture; of these the correction's own */
+    qd_image *images;  // [count]
 } work;
 
 static qd_status push(work *w, const qd_image *im, int64_t step, int64_t index, qd_err *err)
@@ -117,10 +127,9 @@ static qd_status on_stepped(void *ctx, int step, int steps, int t, const float *
     return QD_OK;
 }
 
-static qd_status draw_batch(work *w, qd_denoiser *d, int n, qd_err *err)
+static qd_status draw_batch(work *w, qd_corrected *c, int n, qd_err *err)
 {
     const int64_t size = sv_denoise_size(&w->model);
-    const qd_predictor p = qd_denoiser_predictor(d);
     const qd_sampler_hook hook = { .ctx = w, .eps = on_eps, .stepped = on_stepped };
     float *x = qd_f32(&w->samples) + w->first * size;
     qd_sample_options o = w->options;
@@ -128,7 +137,7 @@ static qd_status draw_batch(work *w, qd_denoiser *d, int n, qd_err *err)
 
     const double start = sv_now_s();
     qd_sample_noise(x, n, size, o.seed, o.first_sample);
-    qd_status st = w->sampler->run(w->model.schedule, &o, &p, &hook, &w->quiet, x, err);
+    qd_status st = qd_corrected_run(c, &o, &hook, &w->quiet, x, err);
     w->seconds += sv_now_s() - start;
     for (int k = 0; k < n && !st; k++) {
         qd_image *im = &w->images[w->first + k];
@@ -141,26 +150,24 @@ static qd_status draw_batch(work *w, qd_denoiser *d, int n, qd_err *err)
 
 static qd_status draw_all(work *w, qd_err *err)
 {
-    qd_denoiser *d = NULL;
-    int ready = 0; /* the batch d is compiled for */
+    qd_corrected *c = NULL;
+    int ready = 0; /* the batch c is compiled for */
     qd_status st = QD_OK;
 
     for (w->first = 0; w->first < w->count && !st; w->first += w->batch) {
         const int left = w->count - w->first, n = left < w->batch ? left : w->batch;
         if (n != ready) {
-            qd_denoiser_free(d);
-            d = NULL;
-            const qd_denoiser_options o = { .batch = n,
-                                            .threads = qd_run_threads(&w->t->run),
-                                            .budget = qd_run_budget(&w->t->run),
-                                            .condition = &w->model.condition };
-            st = qd_denoiser_open(w->model.graph, &o, &d, err);
+            qd_corrected_free(c);
+            c = NULL;
+            st = sv_denoise_sampler(&w->model, &w->model.condition, w->sampler, n, &w->t->run, &c, err);
             ready = n;
         }
         if (!st)
-            st = draw_batch(w, d, n, err);
+            st = draw_batch(w, c, n, err);
+        if (!st)
+            w->calls = qd_corrected_calls(c, &w->options, &w->probes);
     }
-    qd_denoiser_free(d);
+    qd_corrected_free(c);
     return st;
 }
 
@@ -235,6 +242,9 @@ static qd_status run(sv_task *t, json_t **result, qd_err *err)
         st = sv_condition_open(t, &w.model, err);
     if (st)
         goto out;
+    const int correction = qd_correction_mode_find(qd_params_string(t->params, "correction"));
+    if (correction >= 0)
+        w.model.correcting = (qd_correction_mode)correction;
     qd_run_progress(&t->run, "load", NULL, 1, 1);
 
     const qd_shape shape = QD_SHAPE(w.count, w.model.channels, w.model.height, w.model.width);
@@ -249,9 +259,10 @@ static qd_status run(sv_task *t, json_t **result, qd_err *err)
     }
     if ((st = draw_all(&w, err)) || (st = publish(&w, err)))
         goto out;
-    *result = json_pack("{s:s, s:i, s:i, s:i, s:f, s:b, s:i}", "sampler", w.sampler->name, "steps", w.options.steps,
-                        "images", w.count, "batch", w.batch, "seconds_per_image", w.seconds / w.count, "quantized",
-                        w.model.model->graph != NULL, "threads", qd_run_threads(&t->run));
+    *result = json_pack("{s:s, s:i, s:i, s:i, s:f, s:b, s:i, s:s, s:i, s:i}", "sampler", w.sampler->name, "steps",
+                        w.options.steps, "images", w.count, "batch", w.batch, "seconds_per_image", w.seconds / w.count,
+                        "quantized", w.model.model->graph != NULL, "threads", qd_run_threads(&t->run), "correction",
+                        qd_correction_mode_name(w.model.correcting), "calls", w.calls, "probe_calls", w.probes);
     if (w.model.decodes > 0)
         sv_put_figure(*result, "seconds_per_decode", w.model.decode_s / w.model.decodes);
     if (w.model.condition.guidance != 1.0)
