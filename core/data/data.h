@@ -8,6 +8,7 @@
 #include "base/err.h"
 #include "base/mem.h"
 #include "base/param.h"
+#include "base/run.h"
 #include "tensor/tensor.h"
 
 /* 8-bit picture, rows top to bottom, channels interleaved: 1 grey, 3 RGB. */
@@ -257,5 +258,59 @@ qd_status qd_view_room_fit(qd_view_room *room, int h, int w, qd_err *err);
 /* dst[channels][out_h][out_w]: 8 bits, before scale and erasing; floats, all of it. */
 void qd_view_bytes(uint8_t *dst, const qd_pixels *src, const qd_view *v, qd_view_room *room);
 void qd_view_floats(float *dst, const qd_pixels *src, const qd_view *v, qd_view_room *room);
+
+/* --- samples: pictures to train on, of one size or many, in memory or not (samples.c, tar.c, list.c) --- */
+
+typedef struct qd_samples qd_samples;
+typedef struct qd_samples_info {
+    const char *format; /* "folder", "tar", or of the data set */
+    int64_t count;
+    int64_t left_out;        /* files that are no pictures, or cannot be read */
+    int channels;            /* what every picture is given with: 3 as soon as one has colours */
+    int height, width;       // pixels; 0 = not all the same
+    int classes;             /* labels are 0..classes-1; 0 = there are none */
+    char *const *class_name; // [classes]; NULL when the classes have no names
+    bool in_memory;          /* nothing is decoded any more */
+} qd_samples_info;
+
+typedef struct qd_samples_options {
+    qd_data_limits limits;
+    const char *list; /* a list file: which pictures, with which labels; NULL = all, labelled by folder or .cls file */
+    uint64_t
+        cache_bytes; /* decoded pictures stay in memory when all of them take no more and the budget has it; 0 = never */
+} qd_samples_options;
+
+/* A folder of PNG and JPEG files with a folder for each class, a tar file of the same (read in place, never unpacked; labels also in
+ * NAME.cls beside NAME.jpg), or any data set. Every picture is decoded once to see that it can be: what cannot is left out with a
+ * warning, here and never while training. On run's threads. Memory is drawn from run's budget, which must outlive the samples. */
+qd_status qd_samples_open(const char *path, const qd_samples_options *options, const qd_run *run, qd_samples **out,
+                          qd_err *err);
+/* A data set as samples; lent, it must outlive them. */
+qd_status qd_samples_of(const qd_dataset *d, qd_samples **out, qd_err *err);
+void qd_samples_free(qd_samples *s);
+const qd_samples_info *qd_samples_about(const qd_samples *s);
+int qd_samples_label(const qd_samples *s, int64_t k);        /* -1 = none */
+const char *qd_samples_name(const qd_samples *s, int64_t k); /* path within; NULL in a data set */
+/* Picture k: lent where it lies in memory, else decoded into *hold, which is replaced (qd_image_clear at the end). Any thread, each
+ * with its own hold. */
+qd_status qd_samples_get(const qd_samples *s, int64_t k, qd_image *hold, qd_pixels *out, qd_err *err);
+
+/* A list of pictures: JSON objects line by line ("path", "file", "image" or "name"; "label" or "class"), CSV with such a first line
+ * or path,label without, or a path and perhaps a label on each line of a text. Labels are whole numbers, or names, which get numbers
+ * in their order by bytes. Every line has a label or none has. */
+typedef struct qd_list {
+    int64_t count;
+    char **path;       // [count]
+    int32_t *label;    // [count]; NULL = none
+    char **class_name; // [classes]; NULL when labels are numbers
+    int classes;
+} qd_list;
+qd_status qd_list_open(const char *path, int64_t max_count, qd_list *out, qd_err *err);
+void qd_list_clear(qd_list *l);
+
+/* Whole numbers out of a file as I64 [n]: text with one to a line, NPY, or packed little-endian as the name ends: .u8, .u16, .u32.
+ * Every one in 0..below-1 (below 0: any); refused naming the file and the first that is not. */
+qd_status qd_indices_take(const char *path, int64_t below, int64_t max_count, qd_budget *budget, qd_tensor *out,
+                          qd_err *err);
 
 #endif

@@ -35,10 +35,25 @@ qd_status qd_dataset_fill(qd_dataset *d, const qd_tensor *images, const qd_tenso
 bool qd_picture_known(const void *head, size_t n); /* do these bytes begin a PNG or JPEG file? */
 /* Decodes either; QD_E_FORMAT for anything else. */
 qd_status qd_picture_decode(const void *data, size_t size, qd_image *out, qd_err *err);
+/* PNG and JPEG files below a folder; what else lies there is counted. */
+qd_status qd_pictures_list(const char *root, qd_files *f, int64_t *others, qd_err *err);
+qd_status qd_pictures_sniff(const char *path, bool *ours, qd_err *err); /* a folder with any? */
 /* Classes of paths: one for each folder, sorted by name, without the wrapping all share. *names stays NULL when all files lie beside
  * the root; refused when only some do. label[f->count]. */
 qd_status qd_classes_of_paths(const qd_files *f, char ***names, int *classes, int32_t *label, qd_err *err);
 void qd_classes_free(char **names, int classes);
+
+/* --- tar.c --- */
+/* The regular files of a tar file that lies in memory, in its order. */
+typedef struct qd_tar {
+    qd_files files;
+    uint64_t *at, *size; // bytes, [files.count]
+    int64_t others;      /* folders, links, devices */
+    int64_t room;
+} qd_tar;
+qd_status qd_tar_list(const uint8_t *data, size_t size, qd_tar *out, qd_err *err);
+void qd_tar_clear(qd_tar *t);
+bool qd_tar_known(const char *path); /* does the file begin as a tar file does? */
 
 /* --- rows --- */
 extern const qd_data_format qd_data_idx, qd_data_npy, qd_data_cifar, qd_data_pictures;

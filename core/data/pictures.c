@@ -206,8 +206,7 @@ static qd_status fill(qd_dataset *d, const char *root, const qd_files *f, const 
 
 /* --- on disk --- */
 
-/* Pictures only; what else lies there is counted. */
-static qd_status list_pictures(const char *root, qd_files *f, int64_t *others, qd_err *err)
+qd_status qd_pictures_list(const char *root, qd_files *f, int64_t *others, qd_err *err)
 {
     qd_status st = qd_files_list(root, f, err);
     int64_t kept = 0;
@@ -231,7 +230,7 @@ static qd_status list_pictures(const char *root, qd_files *f, int64_t *others, q
     return QD_OK;
 }
 
-static qd_status sniff(const char *path, bool *ours, qd_err *err)
+qd_status qd_pictures_sniff(const char *path, bool *ours, qd_err *err)
 {
     qd_files f = { 0 };
     bool found = false;
@@ -257,7 +256,7 @@ static qd_status open_folder(const char *path, const qd_data_limits *limits, qd_
                              qd_err *err)
 {
     qd_files f = { 0 };
-    qd_status st = list_pictures(path, &f, &d->left_out, err);
+    qd_status st = qd_pictures_list(path, &f, &d->left_out, err);
     if (!st && f.count > limits->max_count)
         st = qd_fail(err, QD_E_LIMIT, "%lld pictures; %lld are the most", (long long)f.count,
                      (long long)limits->max_count);
@@ -281,6 +280,6 @@ out:
 const qd_data_format qd_data_pictures = {
     .name = "pictures",
     .summary = "Folders of PNG or JPEG files of one size, a folder for each class.",
-    .sniff = sniff,
+    .sniff = qd_pictures_sniff,
     .open = open_folder,
 };
