@@ -55,6 +55,17 @@ void qd_back_binary(qd_backward *b)
             b->dx[k] = shrink(b, dx[k], k);
 }
 
+/* To the one taken. */
+void qd_back_where(qd_backward *b)
+{
+    const qd_node_id condition = input(b, 0), dy = b->dy;
+    const qd_node_id none = qd_back_add(b, &qd_op_affine, QD_IN(dy), QD_ATTRS(QD_FLOAT("mul", 0.0)));
+    if (b->want[1])
+        b->dx[1] = shrink(b, ADD(where, condition, dy, none), 1);
+    if (b->want[2])
+        b->dx[2] = shrink(b, ADD(where, condition, none, dy), 2);
+}
+
 /* --- one operand --- */
 
 void qd_back_unary(qd_backward *b)

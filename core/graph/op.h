@@ -97,6 +97,8 @@ extern const qd_op
     qd_op_sqrt, qd_op_exp, qd_op_log, qd_op_abs, qd_op_erf, qd_op_sin, qd_op_cos,
     qd_op_leaky_relu,  /* attr slope of the negative side */
     qd_op_cast,        /* any of f32, i64, i32, u8, i8, bool -> f32 */
+    /* op_select.c */
+    qd_op_where,       /* (condition, a, b) f32, broadcast: a where the condition is above 0, else b; no gradient flows into it */
     /* op_reduce.c */
     qd_op_mean, qd_op_sum, /* attrs axes INTS (distinct, may be negative), keep: 1 leaves them as 1 */
     /* op_spatial.c */

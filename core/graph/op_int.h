@@ -68,7 +68,7 @@ void qd_back_conv2d(qd_backward *b), qd_back_conv_transpose2d(qd_backward *b), q
 void qd_back_pool(qd_backward *b), qd_back_global_avg_pool(qd_backward *b), qd_back_group_norm(qd_backward *b);
 void qd_back_layer_norm(qd_backward *b), qd_back_batch_norm(qd_backward *b), qd_back_batch_norm_stats(qd_backward *b);
 void qd_back_batch_norm_train(qd_backward *b), qd_back_fake_quant(qd_backward *b);
-void qd_back_learned_quant(qd_backward *b);
+void qd_back_learned_quant(qd_backward *b), qd_back_where(qd_backward *b);
 
 /* a * b, at most INT64_MAX; both >= 0. */
 static inline int64_t qd_sat_mul(int64_t a, int64_t b)

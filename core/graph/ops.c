@@ -17,7 +17,7 @@ const qd_op *const qd_ops[] = {
     &qd_op_add, &qd_op_sub, &qd_op_mul, &qd_op_div, &qd_op_affine,
     &qd_op_silu, &qd_op_relu, &qd_op_gelu, &qd_op_sigmoid, &qd_op_tanh, &qd_op_clip,
     &qd_op_pow, &qd_op_min, &qd_op_max,
-    &qd_op_sqrt, &qd_op_exp, &qd_op_log, &qd_op_abs, &qd_op_erf, &qd_op_sin, &qd_op_cos, &qd_op_leaky_relu, &qd_op_cast,
+    &qd_op_sqrt, &qd_op_exp, &qd_op_log, &qd_op_abs, &qd_op_erf, &qd_op_sin, &qd_op_cos, &qd_op_leaky_relu, &qd_op_cast, &qd_op_where,
     &qd_op_mean, &qd_op_sum,
     &qd_op_softmax, &qd_op_log_softmax, &qd_op_matmul, &qd_op_linear, &qd_op_attention, &qd_op_timestep, &qd_op_embedding, &qd_op_codebook,
     &qd_op_conv2d, &qd_op_conv_transpose2d, &qd_op_upsample, &qd_op_avg_pool, &qd_op_max_pool, &qd_op_global_avg_pool,

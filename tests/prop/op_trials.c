@@ -70,6 +70,12 @@ static void make_binary(trial *t, qd_rng *r)
     put(t, QD_F32, side[1]);
 }
 
+static void make_where(trial *t, qd_rng *r)
+{
+    make_binary(t, r);
+    put(t, QD_F32, t->in[pick(r, 0, 1)].shape);
+}
+
 static void make_softmax(trial *t, qd_rng *r)
 {
     const qd_shape x = any_shape(r, 1, 5);
@@ -520,6 +526,7 @@ static const struct {
     { &qd_op_sin, make_unary },
     { &qd_op_cos, make_unary },
     { &qd_op_leaky_relu, make_unary },
+    { &qd_op_where, make_where },
     { &qd_op_cast, make_cast },
     { &qd_op_mean, make_reduce },
     { &qd_op_sum, make_reduce },
