@@ -9,10 +9,17 @@
 
 #define QD_MAX_PARTS 5 /* a value read in parts */
 
-typedef enum qd_group_kind { QD_GROUP_PASS, QD_GROUP_CONV, QD_GROUP_LINEAR, QD_GROUP_TRAIN_NORM } qd_group_kind;
+typedef enum qd_group_kind {
+    QD_GROUP_PASS,
+    QD_GROUP_CONV,
+    QD_GROUP_LINEAR,
+    QD_GROUP_ATTENTION,
+    QD_GROUP_TRAIN_NORM
+} qd_group_kind;
 
 /* Nodes that run as one step, at the place of the last of them. -1 = absent.
  * PASS: source (+ time) -> norm -> act -> up -> quant.   CONV, LINEAR: main -> bn -> (+ residual) -> act.
+ * ATTENTION: linears that read the same -> quantize -> main, for q, k and v.
  * TRAIN_NORM: main (batch_norm_train) -> (+ residual) -> act (relu). */
 typedef struct qd_group {
     qd_group_kind kind;
@@ -25,6 +32,8 @@ typedef struct qd_group {
     qd_node_id bn;       /* CONV: batch_norm folded into the weights */
     qd_node_id residual; /* CONV, LINEAR: the other operand of the add */
     qd_node_id act;
+    qd_node_id code[3];   /* ATTENTION: the quantize nodes that make q, k, v */
+    qd_node_id linear[3]; /* ATTENTION: the linears run as one product; those of k and v alone, or of all three */
 } qd_group;
 
 typedef struct qd_node_info {
@@ -71,6 +80,10 @@ typedef struct qd_part {
     qd_node_id node;
     int64_t begin, count; // channels
 } qd_part;
+/* Attention with the nodes that make its operands alone; before other groups are made. */
+void qd_fuse_attention(qd_fused *f, qd_node_id id);
+/* Can the fast backend run this conv or linear, of floats or codes? */
+bool qd_fused_is_product(const qd_fused *f, qd_node_id id);
 /* The parts of a value, in order; returns how many (1 for a value that is made), of which QD_MAX_PARTS at most are filled in.
  * open: take a concat or slice apart even when it is made. */
 int qd_fused_parts(const qd_fused *f, qd_node_id id, bool open, qd_part parts[QD_MAX_PARTS]);
@@ -166,17 +179,45 @@ qd_status qd_add_pass_step(qd_plan *p, const qd_pass_step *s, qd_err *err);
 
 qd_status qd_add_dots_step(qd_plan *p, const char *name, qd_value_id src, const float *weight, const float *bias,
                            int64_t rows, int64_t in, int64_t n_out, qd_value_id out, qd_err *err);
+/* dst [m, n] = alpha a [m, k] b (b [k, n], or [n, k] when trans_b), row-major with strides, on this thread. */
+void qd_blas_product(float *dst, const float *a, const float *b, int64_t m, int64_t n, int64_t k, int64_t stride_dst,
+                     int64_t stride_a, int64_t stride_b, bool trans_b, float alpha);
+/* Batches of a [m, k] b [k, n]; trans_b: b is [n, k]. */
+qd_status qd_add_matmul_step(qd_plan *p, const char *name, qd_value_id a, qd_value_id b, qd_value_id out, int64_t batch,
+                             int64_t m, int64_t n, int64_t k, bool trans_b, float alpha, qd_err *err);
+
+/* --- cpu_attention.c, cpu_qattention.c --- */
+
+/* Channels [begin, begin + c) of rows of `stride` elements: q, k or v, perhaps beside the others. */
+typedef struct qd_heads {
+    qd_value_id value;
+    int64_t begin, stride;
+} qd_heads;
 typedef struct qd_attention_step {
     const char *name;
     int64_t macs;
-    qd_value_id q, k, v, out;
+    qd_heads in[3]; /* q [n, t], k and v [n, s] */
+    qd_value_id out;
     int64_t n, t, s, c, heads;
     float scale;
 } qd_attention_step;
 qd_status qd_add_attention_step(qd_plan *p, const qd_attention_step *a, qd_err *err);
-/* Batches of a [m, k] b [k, n]; trans_b: b is [n, k]. */
-qd_status qd_add_matmul_step(qd_plan *p, const char *name, qd_value_id a, qd_value_id b, qd_value_id out, int64_t batch,
-                             int64_t m, int64_t n, int64_t k, bool trans_b, float alpha, qd_err *err);
+
+/* Operands are U8 codes (I8 + 128), or floats that are coded on the way in. */
+typedef struct qd_qattention_step {
+    qd_attention_step a; /* scale is not used */
+    struct {
+        bool coded;       /* the value holds codes already */
+        int32_t zero;     /* of the U8 code */
+        float scale;      /* real units of one step */
+        float made_scale; /* the map by which floats are coded: scale and zero again, or what the graph says instead */
+        int32_t made_zero;
+        float lo, hi; /* smallest and largest code less made_zero */
+    } map[3];
+    float score_step; /* q_scale k_scale scale */
+    int softmax_bits;
+} qd_qattention_step;
+qd_status qd_add_qattention_step(qd_plan *p, const qd_qattention_step *a, qd_err *err);
 
 /* --- cpu_elem.c --- */
 

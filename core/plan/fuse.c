@@ -255,7 +255,7 @@ static void match_pass(qd_fused *f, qd_node_id id)
     f->groups[f->n_groups++] = gr;
 }
 
-static bool is_product(const qd_fused *f, qd_node_id id)
+bool qd_fused_is_product(const qd_fused *f, qd_node_id id)
 {
     const qd_op *op = qd_fused_op(f, id);
     if (!f->info[id].live || f->info[id].folded.data || !has_known_parameters(f, id))
@@ -278,7 +278,7 @@ static bool is_product(const qd_fused *f, qd_node_id id)
 static bool comes_from_later_product(const qd_fused *f, qd_node_id id, qd_node_id after)
 {
     while (f->info[id].uses == 1 && !f->info[id].fixed) {
-        if (is_product(f, id))
+        if (qd_fused_is_product(f, id))
             return id > after;
         if (!f->info[id].view && qd_fused_op(f, id) != &qd_op_batch_norm)
             return false;
@@ -375,6 +375,9 @@ static void match_train_norm(qd_fused *f, qd_node_id id)
 
 static void find_groups(qd_fused *f)
 {
+    for (qd_node_id id = 0; id < f->n; id++)
+        if (f->info[id].live && !f->info[id].folded.data)
+            qd_fuse_attention(f, id);
     for (qd_node_id id = 0; id < f->n; id++) {
         const qd_node_info *info = &f->info[id];
         if (!info->live || info->folded.data || info->view || info->split || info->group >= 0 ||
@@ -383,7 +386,7 @@ static void find_groups(qd_fused *f)
         if (qd_fused_op(f, id) == &qd_op_batch_norm_train ||
             (qd_fused_op(f, id) == &qd_op_batch_norm && !has_known_parameters(f, id)))
             match_train_norm(f, id);
-        else if (is_product(f, id))
+        else if (qd_fused_is_product(f, id))
             match_product(f, id);
         else if (starts_pass(f, id))
             match_pass(f, id);
@@ -398,7 +401,7 @@ void qd_fused_border(const qd_fused *f, qd_node_id codes, int32_t border[4])
         return;
     for (int k = 0; k < info->uses; k++) {
         const qd_node_id reader = f->consumer[info->consumers + k];
-        if (qd_fused_op(f, reader) != &qd_op_qconv2d || !is_product(f, reader)) {
+        if (qd_fused_op(f, reader) != &qd_op_qconv2d || !qd_fused_is_product(f, reader)) {
             memset(border, 0, 4 * sizeof(*border));
             return;
         }

@@ -1,5 +1,4 @@
 /* lower_single.c - the fast backend: nodes that no group took. */
-#include <math.h>
 #include <string.h>
 
 #include "plan/cpu_train.h"
@@ -147,30 +146,6 @@ static qd_status lower_pool(qd_lower *l, qd_node_id id, qd_err *err)
     return st ? st : qd_add_pool_step(l->p, n->name, kind, &s, from, out, err);
 }
 
-static qd_status lower_attention(qd_lower *l, qd_node_id id, qd_err *err)
-{
-    const qd_node *n = qd_lower_node_of(l, id);
-    const qd_shape *q = &l->shapes[qd_fused_input(&l->f, id, 0)], *k = &l->shapes[qd_fused_input(&l->f, id, 1)];
-    qd_attention_step a = { .name = n->name,
-                            .macs = qd_lower_macs(l, id),
-                            .n = q->dim[0],
-                            .t = q->dim[1],
-                            .s = k->dim[1],
-                            .c = q->dim[2],
-                            .heads = qd_node_int(n, "heads"),
-                            .scale = (float)qd_node_float(n, "scale") };
-    if (a.scale == 0.0f)
-        a.scale = (float)(1.0 / sqrt((double)(a.c / a.heads)));
-    qd_status st = qd_lower_want(l, qd_fused_input(&l->f, id, 0), QD_LAYOUT_ROW, &a.q, err);
-    if (!st)
-        st = qd_lower_want(l, qd_fused_input(&l->f, id, 1), QD_LAYOUT_ROW, &a.k, err);
-    if (!st)
-        st = qd_lower_want(l, qd_fused_input(&l->f, id, 2), QD_LAYOUT_ROW, &a.v, err);
-    if (!st)
-        st = qd_lower_value(l, id, NULL, &a.out, err);
-    return st ? st : qd_add_attention_step(l->p, &a, err);
-}
-
 static qd_status lower_matmul(qd_lower *l, qd_node_id id, bool *done, qd_err *err)
 {
     const qd_node *n = qd_lower_node_of(l, id);
@@ -256,8 +231,6 @@ qd_status qd_lower_single(qd_lower *l, qd_node_id id, qd_err *err)
     if (op == &qd_op_avg_pool || op == &qd_op_max_pool || op == &qd_op_global_avg_pool) {
         if (qd_lower_node_of(l, id)->dtype == QD_F32)
             return lower_pool(l, id, err);
-    } else if (op == &qd_op_attention) {
-        return lower_attention(l, id, err);
     } else if (op == &qd_op_matmul) {
         st = lower_matmul(l, id, &done, err);
     } else if (op == &qd_op_softmax || op == &qd_op_layer_norm) {

@@ -299,7 +299,8 @@ static void test_attention_block(void **state)
         t = case_ints(&c, &qd_op_permute, t, "perm", CASE_DIMS(0, 3, 1, 2));
         case_output(&c, case_binary(&c, &qd_op_add, t, x));
         case_check_plan(&c, integer ? FLIP_TOL : FLOAT_TOL, &p);
-        assert_int_equal(qd_plan_steps(p), 7); /* silu, norm (+ quantize), q, k, v, attention, projection + add */
+        assert_int_equal(qd_plan_steps(p), 5); /* silu, norm (+ quantize), q and k and v, attention, projection + add */
+        assert_int_equal(case_steps(p, integer ? "qlinear x3" : "linear x3"), 1);
         assert_int_equal(case_steps(p, "linear+add"), 1);
         qd_plan_free(p);
     }

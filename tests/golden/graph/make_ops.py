@@ -427,6 +427,45 @@ x, table = normal(2, 5, 3), normal(40, 5)
 case("codebook at random", "codebook", [x, table], table[torch.cdist(d(x).transpose(1, 2), d(table)).argmin(-1)].transpose(1, 2), tol=0)
 
 
+# --- attention on codes; after the others, so that their numbers stay ---
+def softmax_codes(scores, bits):
+    """Weights of each query, rounded against the largest of them."""
+    return torch.round(torch.exp(scores - scores.max(-1, keepdim=True).values) * (2 ** bits - 1))
+
+
+def heads_of(y, heads):
+    return d(y).reshape(y.shape[0], y.shape[1], heads, y.shape[2] // heads).transpose(1, 2)
+
+
+def mixed(p, v, shape):
+    return ((p @ v) / p.sum(-1, keepdim=True)).transpose(1, 2).reshape(shape)
+
+
+def qattention(q, k, v, heads, scale, bits, maps):
+    (qs, qz), (ks, kz), (vs, vz) = maps
+    f = np.float32
+    step = float(f(f(qs) * f(ks)) * f(scale or (q.shape[2] // heads) ** -0.5))
+    acc = heads_of(q - qz, heads) @ heads_of(k - kz, heads).transpose(-1, -2)
+    p = softmax_codes(((acc - acc.max(-1, keepdim=True).values).float() * f(step)).double(), bits)
+    return mixed(p, heads_of(v - vz, heads), q.shape) * float(f(vs))
+
+
+for what, types, heads, scale, bits, maps in (
+        ("16 bits", ("u8", "u8", "u8"), 1, None, 16, ((0.02, 131), (0.03, 99), (0.05, 17))),
+        ("8 bits, 3 heads", ("u8", "u8", "u8"), 3, None, 8, ((0.02, 131), (0.03, 99), (0.05, 17))),
+        ("signed and not, scaled", ("i8", "u8", "i8"), 2, 0.3, 16, ((0.021, 0), (0.017, 255), (0.5, -3))),
+        ("8 bits, one weight alone", ("i8", "i8", "u8"), 2, 3.0, 8, ((0.5, 0), (0.5, 0), (0.1, 128)))):
+    ins = [codes(*((0, 255) if t == "u8" else (-128, 127)), 2, 5 if j else 3, 6) for j, t in enumerate(types)]
+    attrs = dict(heads=heads, softmax_bits=bits, **{n + "_scale": float(m[0]) for n, m in zip("qkv", maps)},
+                 **{n + "_zero": m[1] for n, m in zip("qkv", maps)}, **({"scale": scale} if scale else {}))
+    case("qattention of " + what, "qattention", list(zip(types, ins)), qattention(*ins, heads, scale, bits, maps), tol=1e-6, **attrs)
+q, k, v = normal(2, 3, 6), normal(2, 4, 6), normal(2, 4, 6)
+for bits in (8, 16):
+    scores = heads_of(q, 3) @ heads_of(k, 3).transpose(-1, -2) * 2 ** -0.5
+    case("fake_attention of %d bits" % bits, "fake_attention", [q, k, v], mixed(softmax_codes(scores, bits), heads_of(v, 3), q.shape),
+         tol=1e-6 if bits == 8 else 1e-5, heads=3, softmax_bits=bits)
+
+
 def number(v):
     if math.isnan(v):
         return "NAN"
