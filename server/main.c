@@ -7,6 +7,7 @@
 #include "base/cpu.h"
 #include "base/fs.h"
 #include "base/mem.h"
+#include "data/data.h"
 #include "http/http.h"
 #include "jobs/jobs.h"
 #include "log.h"
@@ -172,13 +173,63 @@ out:
     return st;
 }
 
+/* What an upload of it would be told: as a model first, then as a data set. */
+static qd_status check_found(const sv_settings *s, const char *path, const char *shown, qd_err *err)
+{
+    qd_err as_model = { 0 }, as_data = { 0 };
+    char *format = NULL, *role = NULL, *summary = NULL;
+    const char *what = "model";
+    qd_status st = sv_model_inspect(path, s, &format, &role, &summary, &as_model);
+    if (st) {
+        what = "data set";
+        st = sv_dataset_inspect(path, s, &format, &role, &summary, &as_data);
+    }
+    if (st)
+        return qd_fail(err, st, "'%.100s' is neither: as a model, %.170s; as a data set, %.170s", shown, as_model.text,
+                       as_data.text);
+    printf("%s: %s, %s, %s\n%s\n", shown, what, format, role, summary);
+    qd_free(format);
+    qd_free(role);
+    qd_free(summary);
+    return QD_OK;
+}
+
+/* A file, a folder, or an archive of one, unpacked for the while. */
+static qd_status check_path(const sv_settings *s, const char *path, qd_err *err)
+{
+    const qd_unpack_limits limits = { .max_bytes = (uint64_t)s->max_unpacked_bytes, .max_entries = 1 << 20 };
+    const char *tmp = getenv("TMPDIR");
+    if (!qd_fs_exists(path))
+        return qd_fail(err, QD_E_NOT_FOUND, "there is no file or folder '%.200s'", path);
+    if (qd_fs_is_dir(path) || qd_torch_sniff(path) || !qd_archive_has_files(path))
+        return check_found(s, path, path, err);
+    char *dir = qd_asprintf("%s/quantd-check-XXXXXX", tmp && *tmp ? tmp : "/tmp");
+    if (!dir || !mkdtemp(dir)) {
+        qd_free(dir);
+        return qd_fail(err, QD_E_IO, "cannot make a folder to unpack '%.200s' into", path);
+    }
+    qd_status st = qd_archive_unpack(path, dir, &limits, err);
+    if (!st)
+        st = check_found(s, dir, path, err);
+    qd_fs_remove_tree(dir, NULL);
+    qd_free(dir);
+    return st;
+}
+
 static int run_check(const command *c, int argc, char **argv)
 {
     sv_settings s = { 0 };
     qd_err err = { 0 };
     int status = EXIT_DONE, missing;
+    const char *path = take_path(&argc, argv);
     if (!read_settings(&s, argc, argv, &status))
         return status;
+    if (path) {
+        if (check_path(&s, path, &err))
+            status = failed(&err);
+        sv_settings_clear(&s);
+        return status;
+    }
     if (check_data(&s, &missing, &err))
         status = failed(&err);
     else if (missing > 0)
@@ -425,7 +476,10 @@ static const command commands[] = {
       "Compile a model and print how long each step of the plan takes.", run_profile, false },
     { "schema", "[--out DIR]", "Write openapi.json and events.json, made from the tables, to DIR (proto).", run_schema,
       false },
-    { "check", "[--data DIR]", "Check the database and that every model's file is there.", run_check, true },
+    { "check", "[FILE] [settings]",
+      "Look at FILE, a model, a data set or an archive of one, as an upload would be; without it, check the database and that every "
+      "model's file is there.",
+      run_check, true },
     { "version", "", "Print the version and what this processor is used for.", run_version, false },
     { "help", "[COMMAND]", "Print this, or a command's own help.", run_help, false },
     { .name = NULL },

@@ -11,7 +11,9 @@
 #define CONFIG_MAX_BYTES (8u << 20)
 #define INDEX_SUFFIX ".safetensors.index.json"
 #define WEIGHTS_SUFFIX ".safetensors"
+#define TORCH_INDEX_SUFFIX ".bin.index.json"
 #define MAIN_WEIGHTS "diffusion_pytorch_model"
+#define MAIN_TORCH "pytorch_model"
 #define CONTEXT_FILE "context.safetensors"
 
 static bool ends_with(const char *s, const char *suffix)
@@ -122,11 +124,17 @@ static qd_status list(const char *dir, const char *suffix, listing *l, qd_err *e
     return st;
 }
 
+/* What checkpoints of PyTorch are called, indices of sharded ones first. */
+static const char *const torch_suffixes[] = { TORCH_INDEX_SUFFIX, ".bin", ".ckpt", ".pt", ".pth", ".th", NULL };
+
 /* Which file of `dir` holds the weights: by the names diffusers uses, then the only one there is. */
 static qd_status find_weights(const char *dir, char **out, qd_err *err)
 {
     static const char *const usual[] = { MAIN_WEIGHTS INDEX_SUFFIX, MAIN_WEIGHTS WEIGHTS_SUFFIX,
                                          MAIN_WEIGHTS ".fp16" INDEX_SUFFIX, MAIN_WEIGHTS ".fp16" WEIGHTS_SUFFIX };
+    /* Checkpoints of PyTorch are looked for where there is nothing better. */
+    static const char *const pickled[] = { MAIN_WEIGHTS TORCH_INDEX_SUFFIX, MAIN_WEIGHTS ".bin",
+                                           MAIN_WEIGHTS ".fp16.bin", MAIN_TORCH TORCH_INDEX_SUFFIX, MAIN_TORCH ".bin" };
     listing l = { 0 };
     qd_status st;
 
@@ -138,6 +146,16 @@ static qd_status find_weights(const char *dir, char **out, qd_err *err)
         st = list(dir, WEIGHTS_SUFFIX, &l, err);
     if (st)
         goto out;
+    for (size_t k = 0; l.n == 0 && k < sizeof(pickled) / sizeof(pickled[0]); k++)
+        if (has(dir, pickled[k])) {
+            st = join(dir, pickled[k], out, err);
+            goto out;
+        }
+    for (int k = 0; l.n == 0 && torch_suffixes[k]; k++) {
+        st = list(dir, torch_suffixes[k], &l, err);
+        if (st)
+            goto out;
+    }
     if (l.n > 1) {
         st = qd_fail(err, QD_E_FORMAT,
                      "'%.100s' has %d weight files and none is called " MAIN_WEIGHTS WEIGHTS_SUFFIX
@@ -146,10 +164,9 @@ static qd_status find_weights(const char *dir, char **out, qd_err *err)
         goto out;
     }
     if (l.n == 0) {
-        const bool pickled = has(dir, MAIN_WEIGHTS ".bin") || has(dir, "pytorch_model.bin");
-
-        st = qd_fail(err, pickled ? QD_E_UNSUPPORTED : QD_E_NOT_FOUND, "'%.100s' has no *.safetensors file%s",
-                     qd_base_name(dir), pickled ? "; pickled .bin weights are not read, convert them" : "");
+        st = qd_fail(err, QD_E_NOT_FOUND,
+                     "'%.100s' has no *.safetensors file and no checkpoint of PyTorch (.bin, .ckpt, ..)",
+                     qd_base_name(dir));
         goto out;
     }
     st = join(dir, l.first, out, err);
@@ -178,12 +195,22 @@ out:
     return st;
 }
 
+/* One weight file, by its name. */
+static qd_status load_weights(const char *path, qd_budget *budget, qd_weights **out, qd_meta *meta, uint64_t *bytes,
+                              qd_err *err)
+{
+    return ends_with(path, WEIGHTS_SUFFIX) ? qd_safetensors_load(path, budget, out, meta, bytes, err)
+                                           : qd_torch_open(path, budget, out, meta, bytes, err);
+}
+
 /* A shard must be a plain file name of its own folder: an index may not reach anywhere else. */
 static qd_status check_shard(const char *index, const char *file, qd_err *err)
 {
-    if (file[0] == '.' || strchr(file, '/') || strchr(file, '\\') || !ends_with(file, WEIGHTS_SUFFIX))
-        return qd_fail(err, QD_E_FORMAT,
-                       "%.100s: '%.200s' is not the name of a " WEIGHTS_SUFFIX " file in the same folder", index, file);
+    const char *suffix = ends_with(index, TORCH_INDEX_SUFFIX) ? ".bin" : WEIGHTS_SUFFIX;
+
+    if (file[0] == '.' || strchr(file, '/') || strchr(file, '\\') || !ends_with(file, suffix))
+        return qd_fail(err, QD_E_FORMAT, "%.100s: '%.200s' is not the name of a %s file in the same folder", index,
+                       file, suffix);
     return QD_OK;
 }
 
@@ -239,7 +266,7 @@ static qd_status load_shards(const char *dir, const char *index, qd_budget *budg
 
         st = join(dir, files.name[k], &path, err);
         if (!st)
-            st = qd_safetensors_load(path, budget, &shard[k], m->meta, &bytes, err);
+            st = load_weights(path, budget, &shard[k], m->meta, &bytes, err);
         if (!st)
             st = check_shard_tensors(index, files.name[k], shard[k], map, err);
         if (st)
@@ -320,10 +347,10 @@ static qd_status load_network(const char *dir, qd_budget *budget, qd_model *m, q
         st = load_config(dir, "config.json", &m->config, err);
     if (st)
         goto out;
-    if (ends_with(weights, INDEX_SUFFIX))
+    if (ends_with(weights, INDEX_SUFFIX) || ends_with(weights, TORCH_INDEX_SUFFIX))
         st = load_shards(dir, qd_base_name(weights), budget, m, err);
     else if (m->config && !qd_bundle_sniff(weights))
-        st = qd_safetensors_load(weights, budget, &m->weights, m->meta, &m->file_bytes, err);
+        st = load_weights(weights, budget, &m->weights, m->meta, &m->file_bytes, err);
     else
         st = qd_model_load_file(weights, budget, m, err); /* the file says by itself what it is */
 out:

@@ -57,7 +57,8 @@ static qd_status torch_load(const char *path, qd_budget *budget, qd_model *m, qd
 
 static const qd_format format_folder = {
     .name = "diffusers",
-    .summary = "Folder: config.json and *.safetensors at the top or in unet/, scheduler_config.json, also sharded.",
+    .summary =
+        "Folder: config.json and *.safetensors (or .bin, .ckpt, .pt) at the top or in unet/, scheduler_config.json, also sharded.",
     .sniff = qd_folder_sniff,
     .load = qd_folder_load,
 };

@@ -57,7 +57,8 @@ qd_status qd_safetensors_save(const char *path, const qd_weights *w, const qd_me
 qd_status qd_torch_open(const char *path, qd_budget *budget, qd_weights **out, qd_meta *meta, uint64_t *file_bytes,
                         qd_err *err);
 /* The same over borrowed bytes that outlive the tensors (for tests and fuzzing). */
-qd_status qd_torch_parse(const void *data, size_t size, qd_budget *budget, qd_weights **out, qd_meta *meta, qd_err *err);
+qd_status qd_torch_parse(const void *data, size_t size, qd_budget *budget, qd_weights **out, qd_meta *meta,
+                         qd_err *err);
 /* Does it start like one? Its archive is a zip, which others would unpack. */
 bool qd_torch_sniff(const char *path);
 

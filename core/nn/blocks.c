@@ -21,7 +21,7 @@ static const char *join(char buf[QD_NN_NAME], const char *prefix, const char *su
     return buf;
 }
 
-static qd_node_id constant(qd_net *net, const char *name, const char *file, const char *suffix, qd_shape shape,
+qd_node_id qd_net_constant(qd_net *net, const char *name, const char *file, const char *suffix, qd_shape shape,
                            qd_init init, int64_t fan_in)
 {
     char node[QD_NN_NAME], tensor[QD_NN_NAME];
@@ -48,10 +48,10 @@ qd_node_id qd_net_linear(qd_net *net, const char *name, const char *file, qd_nod
 {
     if (x < 0)
         return -1;
-    const qd_node_id w = constant(net, name, file, ".weight", QD_SHAPE(out, in), QD_INIT_UNIFORM, in);
+    const qd_node_id w = qd_net_constant(net, name, file, ".weight", QD_SHAPE(out, in), QD_INIT_UNIFORM, in);
     if (w < 0)
         return -1;
-    const qd_node_id b = constant(net, name, file, ".bias", QD_SHAPE(out), QD_INIT_UNIFORM, in);
+    const qd_node_id b = qd_net_constant(net, name, file, ".bias", QD_SHAPE(out), QD_INIT_UNIFORM, in);
     if (b < 0)
         return -1;
     return qd_graph_add(net->graph, &qd_op_linear, name, QD_IN(x, w, b), QD_NO_ATTRS);
@@ -61,7 +61,7 @@ qd_node_id qd_net_matrix(qd_net *net, const char *name, qd_node_id x, int64_t in
 {
     if (x < 0)
         return -1;
-    const qd_node_id w = constant(net, name, NULL, ".weight", QD_SHAPE(out, in), QD_INIT_UNIFORM, in);
+    const qd_node_id w = qd_net_constant(net, name, NULL, ".weight", QD_SHAPE(out, in), QD_INIT_UNIFORM, in);
     return w < 0 ? -1 : qd_graph_add(net->graph, &qd_op_linear, name, QD_IN(x, w), QD_NO_ATTRS);
 }
 
@@ -69,10 +69,10 @@ qd_node_id qd_net_layer_norm(qd_net *net, const char *name, qd_node_id x, int64_
 {
     if (x < 0)
         return -1;
-    const qd_node_id w = constant(net, name, NULL, ".weight", QD_SHAPE(width), QD_INIT_ONE, 1);
+    const qd_node_id w = qd_net_constant(net, name, NULL, ".weight", QD_SHAPE(width), QD_INIT_ONE, 1);
     if (w < 0)
         return -1;
-    const qd_node_id b = constant(net, name, NULL, ".bias", QD_SHAPE(width), QD_INIT_ZERO, 1);
+    const qd_node_id b = qd_net_constant(net, name, NULL, ".bias", QD_SHAPE(width), QD_INIT_ZERO, 1);
     if (b < 0)
         return -1;
     return qd_graph_add(net->graph, &qd_op_layer_norm, name, QD_IN(x, w, b),
@@ -86,10 +86,10 @@ qd_feature qd_net_conv(qd_net *net, const char *name, qd_feature x, int64_t out,
         return FAILED;
     const int64_t fan_in = x.channels * kernel * kernel;
     const qd_node_id w =
-        constant(net, name, NULL, ".weight", QD_SHAPE(out, x.channels, kernel, kernel), QD_INIT_UNIFORM, fan_in);
+        qd_net_constant(net, name, NULL, ".weight", QD_SHAPE(out, x.channels, kernel, kernel), QD_INIT_UNIFORM, fan_in);
     if (w < 0)
         return FAILED;
-    const qd_node_id b = constant(net, name, NULL, ".bias", QD_SHAPE(out), QD_INIT_UNIFORM, fan_in);
+    const qd_node_id b = qd_net_constant(net, name, NULL, ".bias", QD_SHAPE(out), QD_INIT_UNIFORM, fan_in);
     if (b < 0)
         return FAILED;
     const int64_t strides[2] = { stride, stride };
@@ -115,10 +115,10 @@ qd_feature qd_net_group_norm(qd_net *net, const char *name, qd_feature x, int64_
                       (long long)x.channels, (long long)groups);
         return FAILED;
     }
-    const qd_node_id w = constant(net, name, NULL, ".weight", QD_SHAPE(x.channels), QD_INIT_ONE, 1);
+    const qd_node_id w = qd_net_constant(net, name, NULL, ".weight", QD_SHAPE(x.channels), QD_INIT_ONE, 1);
     if (w < 0)
         return FAILED;
-    const qd_node_id b = constant(net, name, NULL, ".bias", QD_SHAPE(x.channels), QD_INIT_ZERO, 1);
+    const qd_node_id b = qd_net_constant(net, name, NULL, ".bias", QD_SHAPE(x.channels), QD_INIT_ZERO, 1);
     if (b < 0)
         return FAILED;
     x.id = qd_graph_add(net->graph, &qd_op_group_norm, name, QD_IN(x.id, w, b),
@@ -130,7 +130,7 @@ qd_node_id qd_net_embedding(qd_net *net, const char *name, qd_node_id index, int
 {
     if (index < 0)
         return -1;
-    const qd_node_id table = constant(net, name, NULL, ".weight", QD_SHAPE(rows, width), QD_INIT_NORMAL, 1);
+    const qd_node_id table = qd_net_constant(net, name, NULL, ".weight", QD_SHAPE(rows, width), QD_INIT_NORMAL, 1);
     if (table < 0)
         return -1;
     return qd_graph_add(net->graph, &qd_op_embedding, name, QD_IN(index, table), QD_NO_ATTRS);

@@ -26,17 +26,21 @@ typedef struct qd_network_kind {
     const char *name; /* the `_class_name` of config.json: "UNet2DModel" */
     const char *summary;
     qd_role role;
+    /* Do the tensors of a file that came without a config look like this kind, and say all it needs? NULL = never. */
+    bool (*fits)(const qd_weight_source *weights);
     /* Denoisers: inputs "sample" [-1, C, H, W] f32 and "timestep" [-1] f32, then "encoder_hidden_states" [-1, S, D] when they look
      * at a context, then "class_labels" [-1] or [-1, D] when conditional; output "eps". First stages of latent diffusion: input
      * "sample", images in [-1, 1], to outputs "latent_mean" and "latent_std" (AutoencoderKL; draw mean + std N(0,1)) or "latent"
      * (VQModel); input "latent" to output "image", about [-1, 1] and not clamped. Latents have the units of the diffusion model:
-     * scaling_factor is inside. Fails naming the config key or the tensor. Config keys the kind does not know go to run's warn. */
+     * scaling_factor is inside. Classifiers: input "input"
+     * [-1, C, H, W], pixels scaled as in training, to output "logits" [-1, classes], and "features" [-1, D] where the row says so. Fails
+     * naming the config key or the tensor. Config keys the kind does not know go to run's warn. */
     qd_status (*build)(const qd_config *config, qd_weight_source *weights, const qd_run *run, qd_graph **out,
                        qd_err *err);
 } qd_network_kind;
 extern const qd_network_kind *const qd_network_kinds[]; /* NULL-terminated: zoo.c */
 
-/* The graph of a model: built by its kind (by config `_class_name`), or the one it carries. Every tensor of the file must be
+/* The graph of a model: built by its kind (by config `_class_name`, without one by what its tensors look like), or the one it carries. Every tensor of the file must be
  * consumed exactly once; leftovers are an error naming the first. The caller frees *graph. */
 qd_status qd_zoo_build(const qd_model *m, const qd_run *run, qd_graph **graph, qd_role *role, qd_err *err);
 /* A network of that config with random weights: for benchmarks and tests. */

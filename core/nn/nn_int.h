@@ -19,6 +19,8 @@ qd_status qd_weight_source_take(qd_weight_source *s, const char *name, const qd_
                                 int64_t fan_in, qd_tensor *out, qd_err *err);
 /* Does the file hold it? Always false for sources without a file. */
 bool qd_weight_source_has(const qd_weight_source *s, const char *name);
+/* A tensor that the network has no use for, if the file holds it: it does not count as left over. */
+void qd_weight_source_drop(qd_weight_source *s, const char *name);
 /* Is there a file? Then its tensors by the names they have there; NULL when there is no such tensor. */
 bool qd_weight_source_is_file(const qd_weight_source *s);
 const qd_tensor *qd_weight_source_peek(const qd_weight_source *s, const char *file_name);
@@ -125,6 +127,9 @@ typedef struct qd_net {
 
 typedef enum qd_resample { QD_RESAMPLE_NONE, QD_RESAMPLE_DOWN, QD_RESAMPLE_UP } qd_resample;
 
+/* The constant "<name><suffix>", in the file "<file><suffix>" (file NULL: the same). -1 when it cannot be had. */
+qd_node_id qd_net_constant(qd_net *net, const char *name, const char *file, const char *suffix, qd_shape shape,
+                           qd_init init, int64_t fan_in);
 /* Layers. Node name = name; constants "<file>.weight" and "<file>.bias", where file is the prefix in the weight file (and
  * name when NULL), stored under the node's name. */
 qd_node_id qd_net_linear(qd_net *net, const char *name, const char *file, qd_node_id x, int64_t in, int64_t out);
@@ -220,8 +225,24 @@ qd_status qd_unet_read(const qd_config *c, qd_unet *u, qd_err *err);
 /* Where class-conditional latent diffusion keeps the table of contexts. */
 #define QD_LDM_CLASS_TABLE "cond_stage_model.embedding.weight"
 
-/* --- one row each: unet2d.c, unet2d_condition.c, ldm.c, autoencoder_kl.c, vq_model.c --- */
+/* --- conv_bn.c: what convolutional classifiers are made of --- */
+
+typedef struct qd_conv_bn {
+    int64_t out, kernel, stride, groups; // square, half a kernel of padding
+    const qd_op *act;                    /* &qd_op_relu, &qd_op_clip for ReLU6, NULL = none */
+} qd_conv_bn;
+/* Convolution without bias, batch norm (eps 1e-5, running statistics), activation, under the names they have in the file; the
+ * activation is "<bn>.act". The counter of batches that training leaves beside a norm is dropped. */
+qd_feature qd_net_conv_bn(qd_net *net, const char *conv, const char *bn, qd_feature x, const qd_conv_bn *c);
+/* Mean over space: [N, C, H, W] to [N, C]. */
+qd_node_id qd_net_mean(qd_net *net, const char *name, qd_feature x);
+/* Input "input" [-1, channels, side, side] f32, unless building has failed. */
+qd_feature qd_net_picture(qd_net *net, int64_t channels, int64_t side);
+/* The shape of a tensor of the file, its name put together; rank -1 when there is none. */
+qd_shape qd_net_shape_of(const qd_weight_source *s, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+/* --- one row each: unet2d.c, unet2d_condition.c, ldm.c, autoencoder_kl.c, vq_model.c, resnet.c, dwnet.c, layernorm_unet.c --- */
 extern const qd_network_kind qd_kind_unet2d, qd_kind_unet2d_condition, qd_kind_ldm, qd_kind_autoencoder_kl,
-    qd_kind_vq_model;
+    qd_kind_vq_model, qd_kind_resnet, qd_kind_dwnet, qd_kind_layernorm_unet;
 
 #endif

@@ -146,6 +146,14 @@ bool qd_weight_source_has(const qd_weight_source *s, const char *name)
     return find_place(s, name, &place) && entry_find(s, place.name);
 }
 
+void qd_weight_source_drop(qd_weight_source *s, const char *name)
+{
+    qd_weight_place place;
+    source_entry *e = find_place(s, name, &place) ? entry_find(s, place.name) : NULL;
+    if (e)
+        e->taken = TAKEN_ALL;
+}
+
 static qd_status scan_finite(const qd_tensor *t, const char *name, qd_err *err)
 {
     const float *x = qd_f32(t);

@@ -4,9 +4,15 @@
 #include "graph/op.h"
 #include "nn/nn_int.h"
 
-const qd_network_kind *const qd_network_kinds[] = {
-    &qd_kind_unet2d, &qd_kind_unet2d_condition, &qd_kind_autoencoder_kl, &qd_kind_vq_model, &qd_kind_ldm, NULL
-};
+const qd_network_kind *const qd_network_kinds[] = { &qd_kind_unet2d,
+                                                    &qd_kind_unet2d_condition,
+                                                    &qd_kind_autoencoder_kl,
+                                                    &qd_kind_vq_model,
+                                                    &qd_kind_ldm,
+                                                    &qd_kind_resnet,
+                                                    &qd_kind_dwnet,
+                                                    &qd_kind_layernorm_unet,
+                                                    NULL };
 
 const qd_network_kind *qd_network_kind_find(const char *name)
 {
@@ -28,7 +34,7 @@ static qd_status kind_of(const qd_config *config, const qd_network_kind **out, q
     if (*out)
         return QD_OK;
 
-    char known[256] = "";
+    char known[384] = "";
     for (int k = 0; qd_network_kinds[k]; k++) {
         if (k)
             strncat(known, ", ", sizeof(known) - strlen(known) - 1);
@@ -50,33 +56,60 @@ static qd_status no_config(const qd_weights *w, qd_err *err)
     return qd_fail(err, QD_E_UNSUPPORTED, "the model has weights but no config.json: its network is unknown");
 }
 
+/* What was taken of a checkpoint with more in it, for whoever sent it. */
+static void tell_choice(const qd_meta *meta, const qd_run *run)
+{
+    const char *chosen = meta ? qd_meta_find(meta, QD_TORCH_CHOSEN) : NULL;
+    const char *beside = chosen ? qd_meta_find(meta, QD_TORCH_BESIDE) : NULL;
+    if (beside)
+        qd_run_warn(run, "of the checkpoint the weights at '%s' are used; beside them lie: %s", *chosen ? chosen : ".",
+                    beside);
+}
+
+/* By the config's class; a file without that is looked at. */
+static qd_status find_kind(const qd_model *m, const qd_weight_source *weights, const qd_network_kind **out, qd_err *err)
+{
+    if (m->config && qd_config_has(m->config, "_class_name"))
+        return kind_of(m->config, out, err);
+    for (int k = 0; qd_network_kinds[k]; k++)
+        if (qd_network_kinds[k]->fits && qd_network_kinds[k]->fits(weights)) {
+            *out = qd_network_kinds[k];
+            return QD_OK;
+        }
+    return m->config ? kind_of(m->config, out, err) : no_config(m->weights, err);
+}
+
 qd_status qd_zoo_build(const qd_model *m, const qd_run *run, qd_graph **graph, qd_role *role, qd_err *err)
 {
     if (m->graph)
         return qd_carried_graph(m->graph, graph, role, err);
-    if (!m->config)
-        return no_config(m->weights, err);
+    if (!m->weights)
+        return no_config(NULL, err);
 
-    const qd_network_kind *kind;
+    const qd_network_kind *kind = NULL;
     qd_weight_source *weights = NULL;
+    qd_config *none = NULL;
     qd_graph *g = NULL;
-    qd_status st = kind_of(m->config, &kind, err);
-    if (st)
-        return st;
-    st = qd_weight_source_file(m->weights, qd_run_budget(run), &weights, err);
+    qd_status st = qd_weight_source_file(m->weights, qd_run_budget(run), &weights, err);
+    if (!st)
+        st = find_kind(m, weights, &kind, err);
+    if (!st && !m->config)
+        st = qd_config_parse("{}", 2, "no config", &none, err);
     if (st)
         goto out;
-    st = kind->build(m->config, weights, run, &g, err);
+    st = kind->build(m->config ? m->config : none, weights, run, &g, err);
     if (st)
         goto out;
     st = qd_weight_source_used_up(weights, err);
     if (st)
         goto out;
+    tell_choice(m->meta, run);
     *graph = g;
     *role = kind->role;
     g = NULL; /* it is the caller's now */
 out:
     qd_graph_free(g);
+    qd_config_free(none);
     qd_weight_source_free(weights);
     return st;
 }

@@ -58,6 +58,12 @@ static char *only_file(const char *dir)
     return NULL;
 }
 
+/* A checkpoint of PyTorch is a zip too, and one model as it is. */
+static bool is_model_archive(const char *path)
+{
+    return qd_archive_sniff(path) && !qd_torch_sniff(path);
+}
+
 /* The one place that reads a stranger's model; on this thread now, a sandboxed child can take over behind the same signature. */
 static qd_status look_into_model(const sv_settings *s, const char *tree, char **root, char **format, char **role,
                                  char **summary, qd_err *err)
@@ -110,7 +116,7 @@ const sv_collection sv_models = {
     .file_of = qd_model_file_name,
     .invalid = SV_P_INVALID_MODEL,
     .max_entries = 4096,
-    .is_archive = qd_archive_sniff,
+    .is_archive = is_model_archive,
     .look_into = look_into_model,
     .add = sv_models_add,
     .get = sv_models_get,

@@ -186,7 +186,7 @@ static void what_is_missing_or_too_much(void **state)
     text("config.json", "{}");
     open_fails(root, QD_E_NOT_FOUND, "has no *.safetensors file");
     text("diffusion_pytorch_model.bin", "pickle");
-    open_fails(root, QD_E_UNSUPPORTED, "pickled .bin weights are not read");
+    open_fails(root, QD_E_FORMAT, "diffusion_pytorch_model.bin: neither an archive nor a stream of PyTorch");
     weights("b.safetensors", NAMES("a"));
     weights("a.safetensors", NAMES("a"));
     weights("c.safetensors", NAMES("a"));

@@ -112,6 +112,90 @@ static void the_network_is_found(void **state)
     check_choice("list.ckpt", "ema.safetensors", "[4]", NULL, "[0]");
 }
 
+/* --- folders --- */
+
+static void copy_into(const char *dir, const char *name, const char *from)
+{
+    qd_err err = { 0 };
+    qd_map m = { 0 };
+    char *to = qd_fs_join(dir, name);
+    check_ok(qd_map_open(&m, from, &err), &err);
+    check_ok(qd_fs_write(to, m.data, m.size, &err), &err);
+    qd_map_close(&m);
+    qd_free(to);
+}
+
+static void write_text(const char *dir, const char *name, const char *text)
+{
+    qd_err err = { 0 };
+    char *to = qd_fs_join(dir, name);
+    check_ok(qd_fs_write(to, text, strlen(text), &err), &err);
+    qd_free(to);
+}
+
+static void in_folders(void **state)
+{
+    static const char *const names[] = {
+        "diffusion_pytorch_model.bin", "pytorch_model.bin", "model-790000.ckpt", "net.pt", "resnet.pth",
+        "resnet20-12fca82f.th"
+    };
+    qd_err err = { 0 };
+    qd_weights *want = plain_weights("net.safetensors");
+    for (size_t k = 0; k < sizeof(names) / sizeof(names[0]); k++) {
+        const char *dir = harness_tmp();
+        qd_model *m = NULL;
+        copy_into(dir, names[k], golden("training.pth"));
+        write_text(dir, "config.json", "{\"_class_name\": \"UNet2DModel\"}");
+        check_ok(qd_model_open(dir, NULL, &m, &err), &err);
+        assert_string_equal(m->format, "diffusers");
+        same_weights(m->weights, want);
+        assert_true(qd_config_has(m->config, "_class_name"));
+        qd_model_free(m);
+        /* safetensors beside it is better */
+        m = NULL;
+        copy_into(dir, "diffusion_pytorch_model.safetensors", golden("ema.safetensors"));
+        check_ok(qd_model_open(dir, NULL, &m, &err), &err);
+        assert_null(qd_meta_find(m->meta, QD_TORCH_LAYOUT));
+        qd_model_free(m);
+    }
+    qd_weights_free(want);
+}
+
+#define INDEX "diffusion_pytorch_model.bin.index.json"
+
+static void in_shards(void **state)
+{
+    qd_err err = { 0 };
+    qd_model *m = NULL;
+    qd_weights *net = plain_weights("net.safetensors"), *plain = plain_weights("plain.safetensors");
+    const char *dir = harness_tmp();
+    qd_buf index;
+    qd_buf_init(&index, 0);
+    qd_buf_adds(&index, "{\"weight_map\": {");
+    for (int k = 0; k < qd_weights_count(plain); k++)
+        qd_buf_addf(&index, "\"%s\": \"a.bin\", ", qd_weights_name(plain, k));
+    for (int k = 0; k < qd_weights_count(net); k++)
+        qd_buf_addf(&index, "%s\"%s\": \"b.bin\"", k ? ", " : "", qd_weights_name(net, k));
+    qd_buf_adds(&index, "}}");
+    copy_into(dir, "a.bin", golden("zip_p2.pth"));
+    copy_into(dir, "b.bin", golden("training_stream.pth"));
+    write_text(dir, "config.json", "{}");
+    write_text(dir, INDEX, index.data);
+    check_ok(qd_model_open(dir, NULL, &m, &err), &err);
+    assert_int_equal(qd_weights_count(m->weights), qd_weights_count(net) + qd_weights_count(plain));
+    same_tensor("conv.weight", qd_weights_find(m->weights, "conv.weight"), qd_weights_find(net, "conv.weight"));
+    same_tensor("turned", qd_weights_find(m->weights, "turned"), qd_weights_find(plain, "turned"));
+    qd_model_free(m);
+    m = NULL;
+    write_text(dir, INDEX, "{\"weight_map\": {\"a\": \"../a.bin\"}}");
+    check_fails(qd_model_open(dir, NULL, &m, &err), QD_E_FORMAT, "is not the name of a .bin file in the same folder",
+                &err);
+    assert_null(m);
+    qd_buf_clear(&index);
+    qd_weights_free(net);
+    qd_weights_free(plain);
+}
+
 /* Names of latent diffusion keep what builders look for. */
 static void lightning_keeps_its_prefix(void **state)
 {
@@ -399,11 +483,40 @@ static void copies_come_out_of_the_budget(void **state)
     assert_int_equal(enough.used_bytes, 0);
 }
 
-int main(void)
+/* "test_torch CHECKPOINT SAFETENSORS" says whether both hold the same: torch_check.py asks. */
+static int compare(const char *checkpoint, const char *plain)
 {
+    qd_err err = { 0 };
+    qd_weights *a = NULL, *b = NULL;
+    int differ = 0;
+    if (qd_torch_open(checkpoint, NULL, &a, NULL, NULL, &err) || qd_safetensors_open(plain, &b, NULL, &err)) {
+        fprintf(stderr, "%s\n", err.text);
+        qd_weights_free(a);
+        return 1;
+    }
+    for (int k = 0; k < qd_weights_count(b); k++) {
+        const qd_tensor *x = qd_weights_find(a, qd_weights_name(b, k)), *y = qd_weights_at(b, k);
+        if (!x || x->dtype != y->dtype || !qd_shape_equal(&x->shape, &y->shape) ||
+            memcmp(x->data, y->data, qd_tensor_bytes(y)) != 0) {
+            fprintf(stderr, "tensor '%s' differs\n", qd_weights_name(b, k));
+            differ++;
+        }
+    }
+    differ += qd_weights_count(a) != qd_weights_count(b);
+    qd_weights_free(a);
+    qd_weights_free(b);
+    return differ > 0;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc == 3)
+        return compare(argv[1], argv[2]);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_layout_holds_the_same),
         cmocka_unit_test(the_network_is_found),
+        cmocka_unit_test(in_folders),
+        cmocka_unit_test(in_shards),
         cmocka_unit_test(lightning_keeps_its_prefix),
         cmocka_unit_test(as_a_model),
         cmocka_unit_test(what_is_no_checkpoint),
