@@ -1,6 +1,7 @@
 /* condition.c - what a conditional network is told: contexts from a file, classes from a number (diffusion_models.md 4). */
 #include <math.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "diffusion/diffusion.h"
@@ -20,6 +21,83 @@ void qd_condition_clear(qd_condition *c)
     qd_tensor_clear(&c->labels);
     qd_tensor_clear(&c->null_labels);
     *c = (qd_condition){ 0 };
+}
+
+void qd_condition_share(qd_condition *dst, const qd_condition *src)
+{
+    dst->guidance = src->guidance;
+    qd_tensor_share(&dst->context, &src->context);
+    qd_tensor_share(&dst->null_context, &src->null_context);
+    qd_tensor_share(&dst->labels, &src->labels);
+    qd_tensor_share(&dst->null_labels, &src->null_labels);
+}
+
+/* --- to a network --- */
+
+/* What it says at that input, with the condition or without. */
+static const qd_tensor *said(const qd_condition *c, const qd_node *n, bool with)
+{
+    if (strcmp(n->name, "encoder_hidden_states") == 0)
+        return with ? &c->context : &c->null_context;
+    return with ? &c->labels : &c->null_labels;
+}
+
+/* Is t, with rows for samples, what input n takes? Words for the caller's side: what to give. */
+static qd_status check_tensor(const qd_node *n, const qd_tensor *t, qd_err *err)
+{
+    char want[96], have[96];
+    qd_shape shape = n->shape;
+    shape.dim[0] = t->data ? t->shape.dim[0] : 0;
+    const bool numbers = n->shape.rank == 1 && t->dtype == QD_I64;
+    if (t->data && t->shape.dim[0] > 0 && qd_shape_equal(&shape, &t->shape) && (numbers || t->dtype == QD_F32))
+        return QD_OK;
+    size_t at = (size_t)snprintf(want, sizeof(want), "[n");
+    for (int k = 1; k < n->shape.rank && at < sizeof(want); k++)
+        at += (size_t)snprintf(want + at, sizeof(want) - at, ", %lld", (long long)n->shape.dim[k]);
+    if (!t->data)
+        return qd_fail(err, QD_E_INVALID, "this denoiser needs %s %s], and none was given", n->name, want);
+    return qd_fail(err, QD_E_INVALID, "this denoiser needs %s %s], got %s %s", n->name, want, qd_dtype_name(t->dtype),
+                   qd_shape_text(&t->shape, have, sizeof(have)));
+}
+
+qd_status qd_condition_check(const qd_condition *c, const qd_node *input, qd_err *err)
+{
+    const qd_tensor *with = said(c, input, true), *without = said(c, input, false);
+    qd_status st = QD_OK;
+    if (c->guidance != 0.0)
+        st = check_tensor(input, with, err);
+    if (st || c->guidance == 1.0)
+        return st;
+    if (!without->data)
+        return input->shape.rank > 1
+                   ? QD_OK
+                   : qd_fail(err, QD_E_INVALID,
+                             "guidance needs the class that stands for no condition, and none was given");
+    st = check_tensor(input, without, err);
+    if (!st && with->data && without->shape.dim[0] != 1 && without->shape.dim[0] != with->shape.dim[0])
+        st =
+            qd_fail(err, QD_E_INVALID, "%s of no condition has %lld rows; it must have 1, or %lld as the condition has",
+                    input->name, (long long)without->shape.dim[0], (long long)with->shape.dim[0]);
+    return st;
+}
+
+void qd_condition_fill(const qd_condition *c, const qd_node *input, bool with, int64_t first, int64_t rows, void *data)
+{
+    const qd_tensor *from = said(c, input, with);
+    int64_t each = 1;
+    for (int k = 1; k < input->shape.rank; k++)
+        each *= input->shape.dim[k];
+    for (int64_t i = 0; i < rows * each; i++) {
+        double v = 0.0;
+        if (from->data) {
+            const int64_t at = (first + i / each) % from->shape.dim[0] * each + i % each;
+            v = from->dtype == QD_I64 ? (double)((const int64_t *)from->data)[at] : qd_f32(from)[at];
+        }
+        if (input->dtype == QD_I64)
+            ((int64_t *)data)[i] = (int64_t)v;
+        else
+            ((float *)data)[i] = (float)v;
+    }
 }
 
 /* --- from a file --- */

@@ -1,25 +1,24 @@
 /* denoiser.c - a denoiser graph as predictor: one compiled plan, one time step for the whole batch, guidance inside. */
-#include <stdio.h>
 #include <string.h>
 
 #include "diffusion/diffusion.h"
 #include "plan/plan.h"
 
-/* A conditional input, and what samples are told there. */
+/* A conditional input. */
 typedef struct told {
-    int at; // place among the graph's inputs; -1 = it has no such input
-    qd_dtype dtype;
-    int64_t each;               // numbers for one sample
-    qd_tensor given, otherwise; // shared; rows are samples. otherwise: without a condition; empty = zeros
-    void *data;                 // [rows of the plan, each], 8 bytes a number
+    const char *name;
+    int at;       // place among the graph's inputs; -1 = it has no such input
+    qd_node like; /* name, dtype and shape of the graph's */
+    int64_t each; // numbers for one sample
+    void *data;   // [rows of the plan, each]
 } told;
 
 struct qd_denoiser {
     qd_plan *plan;
     int64_t batch, channels, height, width;
-    double guidance;
-    bool both;    /* the plan sees every sample twice: first all without condition, then all with it */
-    int64_t rows; // of the plan: batch, or twice that
+    qd_condition condition; /* its tensors are shared */
+    bool both;              /* the plan sees every sample twice: first all without condition, then all with it */
+    int64_t rows;           // of the plan: batch, or twice that
     int n_inputs, at_sample, at_timestep;
     qd_dtype timestep_dtype;
     void *timestep; // [rows], f32 or i64
@@ -29,20 +28,14 @@ struct qd_denoiser {
     size_t drawn_bytes;
 };
 
-static void told_clear(told *w)
-{
-    qd_tensor_clear(&w->given);
-    qd_tensor_clear(&w->otherwise);
-    qd_free(w->data);
-}
-
 void qd_denoiser_free(qd_denoiser *d)
 {
     if (!d)
         return;
     qd_plan_free(d->plan);
-    told_clear(&d->context);
-    told_clear(&d->labels);
+    qd_condition_clear(&d->condition);
+    qd_free(d->context.data);
+    qd_free(d->labels.data);
     qd_free(d->timestep);
     qd_free(d->x);
     qd_free(d->out);
@@ -59,61 +52,21 @@ static qd_status check_vector(const qd_node *n, qd_err *err)
     return QD_OK;
 }
 
-/* Is t, with rows for samples, what input n takes? Words for the caller's side: what to give. */
-static qd_status check_told(const qd_node *n, const qd_tensor *t, qd_err *err)
+/* A conditional input that the condition must have an answer for. */
+static qd_status read_told(const qd_denoiser *d, told *w, int at, const qd_node *n, qd_err *err)
 {
-    char want[96], have[96];
-    qd_shape shape = n->shape;
-    shape.dim[0] = t->data ? t->shape.dim[0] : 0;
-    const bool numbers = n->shape.rank == 1 && t->dtype == QD_I64;
-    if (t->data && t->shape.dim[0] > 0 && qd_shape_equal(&shape, &t->shape) && (numbers || t->dtype == QD_F32))
-        return QD_OK;
-    char *at = want;
-    at += snprintf(at, sizeof(want), "[n");
-    for (int k = 1; k < n->shape.rank && at < want + sizeof(want); k++)
-        at += snprintf(at, (size_t)(want + sizeof(want) - at), ", %lld", (long long)n->shape.dim[k]);
-    if (!t->data)
-        return qd_fail(err, QD_E_INVALID, "this denoiser needs %s %s], and none was given", n->name, want);
-    return qd_fail(err, QD_E_INVALID, "this denoiser needs %s %s], got %s %s", n->name, want, qd_dtype_name(t->dtype),
-                   qd_shape_text(&t->shape, have, sizeof(have)));
-}
-
-/* What samples are told at one input: given[n], and otherwise[n or 1] where an answer without condition is wanted. */
-static qd_status read_told(const qd_denoiser *d, told *w, const qd_node *n, const qd_tensor *given,
-                           const qd_tensor *otherwise, qd_err *err)
-{
-    qd_status st = QD_OK;
-    const qd_tensor none = { 0 };
-    if (!given)
-        given = otherwise = &none;
-    w->dtype = n->dtype;
     qd_shape one = n->shape;
     one.dim[0] = 1;
-    st = qd_shape_count(&one, &w->each, err);
+    qd_status st = qd_shape_count(&one, &w->each, err);
     if (st)
         return qd_fail_in(err, st, "input '%s'", n->name);
-    if (d->guidance != 0.0)
-        st = check_told(n, given, err);
-    if (!st && d->guidance != 1.0 && otherwise->data) {
-        st = check_told(n, otherwise, err);
-        if (!st && d->both && otherwise->shape.dim[0] != 1 && otherwise->shape.dim[0] != given->shape.dim[0])
-            st = qd_fail(err, QD_E_INVALID,
-                         "%s of no condition has %lld rows; it must have 1, or %lld as the condition has", n->name,
-                         (long long)otherwise->shape.dim[0], (long long)given->shape.dim[0]);
-    } else if (!st && d->guidance != 1.0 && n->shape.rank == 1) {
-        st = qd_fail(err, QD_E_INVALID, "guidance needs the class that stands for no condition, and none was given");
-    }
-    if (st)
-        return st;
-    if (given->data && d->guidance != 0.0)
-        qd_tensor_share(&w->given, given);
-    if (otherwise->data && d->guidance != 1.0)
-        qd_tensor_share(&w->otherwise, otherwise);
-    return QD_OK;
+    w->at = at;
+    w->like = (qd_node){ .name = w->name, .dtype = n->dtype, .shape = n->shape };
+    return qd_condition_check(&d->condition, n, err);
 }
 
 /* Finds the inputs by name and fixes their shapes for this batch. */
-static qd_status read_inputs(qd_denoiser *d, const qd_graph *g, const qd_condition *c, qd_shape *shapes, qd_err *err)
+static qd_status read_inputs(qd_denoiser *d, const qd_graph *g, qd_shape *shapes, qd_err *err)
 {
     d->at_sample = d->at_timestep = d->context.at = d->labels.at = -1;
     d->n_inputs = qd_graph_inputs(g);
@@ -128,14 +81,12 @@ static qd_status read_inputs(qd_denoiser *d, const qd_graph *g, const qd_conditi
             d->at_timestep = k;
             d->timestep_dtype = n->dtype;
             st = check_vector(n, err);
-        } else if (strcmp(n->name, "encoder_hidden_states") == 0 && n->shape.rank == 3 && n->dtype == QD_F32) {
-            d->context.at = k;
-            st = read_told(d, &d->context, n, c ? &c->context : NULL, c ? &c->null_context : NULL, err);
-        } else if (strcmp(n->name, "class_labels") == 0) {
-            d->labels.at = k;
+        } else if (strcmp(n->name, d->context.name) == 0 && n->shape.rank == 3 && n->dtype == QD_F32) {
+            st = read_told(d, &d->context, k, n, err);
+        } else if (strcmp(n->name, d->labels.name) == 0) {
             st = n->shape.rank == 2 && n->dtype == QD_F32 ? QD_OK : check_vector(n, err);
             if (!st)
-                st = read_told(d, &d->labels, n, c ? &c->labels : NULL, c ? &c->null_labels : NULL, err);
+                st = read_told(d, &d->labels, k, n, err);
         } else {
             st = qd_fail(
                 err, QD_E_UNSUPPORTED,
@@ -151,9 +102,9 @@ static qd_status read_inputs(qd_denoiser *d, const qd_graph *g, const qd_conditi
     if (d->at_sample < 0 || d->at_timestep < 0)
         return qd_fail(err, QD_E_UNSUPPORTED, "the graph has no input '%s', which a denoiser needs",
                        d->at_sample < 0 ? "sample" : "timestep");
-    if (d->context.at < 0 && d->labels.at < 0 && d->guidance != 1.0)
+    if (d->context.at < 0 && d->labels.at < 0 && d->condition.guidance != 1.0)
         return qd_fail(err, QD_E_INVALID, "guidance %g needs a network that takes a condition; this one takes none",
-                       d->guidance);
+                       d->condition.guidance);
     d->channels = shapes[d->at_sample].dim[1];
     d->height = shapes[d->at_sample].dim[2];
     d->width = shapes[d->at_sample].dim[3];
@@ -183,40 +134,21 @@ static qd_status check_output(const qd_denoiser *d, const qd_graph *g, const qd_
 
 /* --- what samples are told --- */
 
-/* v[k] of a vector that is f32 or i64. */
-static void put_number(void *v, qd_dtype dtype, int64_t k, double x)
-{
-    if (dtype == QD_I64)
-        ((int64_t *)v)[k] = (int64_t)x;
-    else
-        ((float *)v)[k] = (float)x;
-}
-
-/* Row `row` of the plan is sample number `sample`. */
-static void tell(told *w, const qd_tensor *from, int64_t row, int64_t sample)
-{
-    for (int64_t k = 0; k < w->each; k++) {
-        double v = 0.0;
-        if (from->data) {
-            const int64_t at = sample % from->shape.dim[0] * w->each + k;
-            v = from->dtype == QD_I64 ? (double)((const int64_t *)from->data)[at] : qd_f32(from)[at];
-        }
-        put_number(w->data, w->dtype, row * w->each + k, v);
-    }
-}
-
 static void seat(void *ctx, int64_t first_sample)
 {
     qd_denoiser *d = ctx;
     told *const all[] = { &d->context, &d->labels };
-    for (int k = 0; k < 2; k++)
-        for (int64_t b = 0; all[k]->at >= 0 && b < d->batch; b++) {
-            const int64_t sample = first_sample + b;
-            if (d->guidance != 1.0)
-                tell(all[k], &all[k]->otherwise, b, sample);
-            if (d->guidance != 0.0)
-                tell(all[k], &all[k]->given, d->both ? d->batch + b : b, sample);
-        }
+    for (int k = 0; k < 2; k++) {
+        const told *w = all[k];
+        const size_t half = (size_t)(d->batch * w->each) * qd_dtype_bits(w->like.dtype) / 8;
+        if (w->at < 0)
+            continue;
+        if (d->condition.guidance != 1.0)
+            qd_condition_fill(&d->condition, &w->like, false, first_sample, d->batch, w->data);
+        if (d->condition.guidance != 0.0)
+            qd_condition_fill(&d->condition, &w->like, true, first_sample, d->batch,
+                              (char *)w->data + (d->both ? half : 0));
+    }
 }
 
 /* Room for count numbers of 8 bytes at most. */
@@ -270,10 +202,14 @@ qd_status qd_denoiser_open(const qd_graph *g, const qd_denoiser_options *o, qd_d
         return qd_fail(err, QD_E_NOMEM, "out of memory for a denoiser");
     d->batch = o->batch;
     d->budget = o->budget;
-    d->guidance = c ? c->guidance : 1.0;
-    d->both = d->guidance != 0.0 && d->guidance != 1.0;
+    d->context.name = "encoder_hidden_states";
+    d->labels.name = "class_labels";
+    qd_condition_init(&d->condition);
+    if (c)
+        qd_condition_share(&d->condition, c);
+    d->both = d->condition.guidance != 0.0 && d->condition.guidance != 1.0;
     d->rows = d->both ? 2 * d->batch : d->batch;
-    st = read_inputs(d, g, c, shapes, err);
+    st = read_inputs(d, g, shapes, err);
     if (st)
         goto out;
     st = check_output(d, g, shapes, err);
@@ -311,7 +247,16 @@ static void guide(const qd_denoiser *d, float *out)
     const int64_t n = d->batch * d->channels * d->height * d->width;
     const float *without = d->out, *with = d->out + n;
     for (int64_t k = 0; k < n; k++)
-        out[k] = (float)(without[k] + d->guidance * ((double)with[k] - without[k]));
+        out[k] = (float)(without[k] + d->condition.guidance * ((double)with[k] - without[k]));
+}
+
+/* v[k] of a vector that is f32 or i64. */
+static void put_number(void *v, qd_dtype dtype, int64_t k, double x)
+{
+    if (dtype == QD_I64)
+        ((int64_t *)v)[k] = (int64_t)x;
+    else
+        ((float *)v)[k] = (float)x;
 }
 
 static qd_status predict(void *ctx, const qd_run *run, const float *x, double t, float *out, qd_err *err)

@@ -80,6 +80,8 @@ typedef struct qd_sample_options {
     int64_t
         first_sample; /* number of batch item 0: sample k draws from streams of its own, so that an image does not depend
                                on which others share its batch */
+    const struct qd_condition
+        *condition; /* what the denoiser is told, for whoever makes it; samplers do not look. NULL = nothing */
 } qd_sample_options;
 
 typedef struct qd_sampler {
@@ -117,6 +119,12 @@ typedef struct qd_condition {
 } qd_condition;
 void qd_condition_init(qd_condition *c);
 void qd_condition_clear(qd_condition *c);
+void qd_condition_share(qd_condition *dst, const qd_condition *src); /* dst is overwritten, clear it first */
+/* Does it say what this input of a network ("encoder_hidden_states" or "class_labels") must be told? QD_E_INVALID when not, or in another
+ * shape ("this denoiser needs encoder_hidden_states [n, 77, 768]"). */
+qd_status qd_condition_check(const qd_condition *c, const qd_node *input, qd_err *err);
+/* What samples first..first+rows-1 are told there, with the condition or without: data [rows, ..] in the input's dtype. */
+void qd_condition_fill(const qd_condition *c, const qd_node *input, bool with, int64_t first, int64_t rows, void *data);
 /* What a file tells, f32, f16 or bf16: "context" (or "prompt_embeds", "encoder_hidden_states") [n, tokens, width] or [tokens, width], and
  * "null_context" (or "negative_prompt_embeds"); "class_labels" [n, width] or i64 [n], and "null_class_labels". What it does not say stays
  * as it is. QD_E_FORMAT when it tells nothing, QD_E_NUMERIC when that is not finite. */
@@ -140,8 +148,7 @@ typedef struct qd_denoiser_options {
     qd_budget *budget;                /* may be NULL */
     const qd_condition *condition;    /* NULL for a network that takes none; shared, may go afterwards */
 } qd_denoiser_options;
-/* The predictor's eps is the guided one. QD_E_INVALID when the network is to be told something that the condition does not say, or that
- * has another shape ("this denoiser needs encoder_hidden_states [n, 77, 768]"). */
+/* The predictor's eps is the guided one. QD_E_INVALID as qd_condition_check says. */
 qd_status qd_denoiser_open(const qd_graph *g, const qd_denoiser_options *o, qd_denoiser **out, qd_err *err);
 /* The same without a condition. */
 qd_status qd_denoiser_new(const qd_graph *g, int64_t batch, int threads, const struct qd_backend *backend,

@@ -59,13 +59,15 @@ static qd_status check_skip(const qd_graph *g, const char *list, qd_err *err)
     return QD_OK;
 }
 
-/* Only what calibration can fill: a model that also wants class labels would need to be told which. */
+/* Only what calibration can fill: what a denoiser is told has names and types of its own. */
 static qd_status check_inputs(const qd_graph *g, const char *input, qd_err *err)
 {
     for (int k = 0; k < qd_graph_inputs(g); k++) {
         const qd_node *n = qd_graph_node(g, qd_graph_input_at(g, k));
         const bool is_time = strcmp(n->name, "timestep") == 0 && n->shape.rank == 1;
-        if ((strcmp(n->name, input) != 0 || n->dtype != QD_F32) &&
+        const bool is_told = (strcmp(n->name, "encoder_hidden_states") == 0 || strcmp(n->name, "class_labels") == 0) &&
+                             (n->dtype == QD_F32 || n->dtype == QD_I64);
+        if (!is_told && (strcmp(n->name, input) != 0 || n->dtype != QD_F32) &&
             (!is_time || (n->dtype != QD_F32 && n->dtype != QD_I64)))
             return qd_fail(err, QD_E_UNSUPPORTED, "calibration cannot fill the model's input '%s' (%s)", n->name,
                            qd_dtype_name(n->dtype));

@@ -6,6 +6,7 @@
 #include "quant/quant_int.h"
 
 typedef struct measure {
+    const qd_trajectories *j;
     const qd_graph *quantized;
     const qd_run *run;
     int steps, every;
@@ -31,8 +32,7 @@ static qd_status compare(void *ctx, const qd_predictor *p, int step, int t, int6
         const qd_shape shape = QD_SHAPE(p->batch, p->channels, p->height, p->width);
         st = qd_tensor_init(&m->eps, QD_F32, &shape, qd_run_budget(m->run), err);
         if (!st)
-            st = qd_denoiser_new(m->quantized, p->batch, qd_run_threads(m->run), NULL, qd_run_budget(m->run), &m->d,
-                                 err);
+            st = qd_trajectories_denoiser(m->j, m->quantized, p->batch, m->run, &m->d, err);
         if (st)
             return st;
     }
@@ -42,6 +42,7 @@ static qd_status compare(void *ctx, const qd_predictor *p, int step, int t, int6
                        "the quantized model makes %lldx%lldx%lld images, the float model %lldx%lldx%lld",
                        (long long)q.channels, (long long)q.height, (long long)q.width, (long long)p->channels,
                        (long long)p->height, (long long)p->width);
+    qd_predictor_seat(&q, m->j->options.first_sample + first);
     st = q.predict(q.ctx, m->run, x, t, qd_f32(&m->eps), err);
     if (st)
         return st;
@@ -86,7 +87,7 @@ static qd_status fill_report(const measure *m, qd_quant_report *report, qd_err *
 qd_status qd_measure_eps(const qd_trajectories *j, const qd_graph *quantized, int every, const qd_run *run,
                          qd_quant_report *report, qd_err *err)
 {
-    measure m = { .quantized = quantized, .run = run, .steps = j->options.steps, .every = every };
+    measure m = { .j = j, .quantized = quantized, .run = run, .steps = j->options.steps, .every = every };
     qd_status st;
     m.by_step = qd_calloc((size_t)m.steps, sizeof *m.by_step);
     m.t = qd_calloc((size_t)m.steps, sizeof *m.t);

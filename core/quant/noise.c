@@ -14,6 +14,7 @@
 typedef struct pairing {
     qd_correction *to;
     const qd_graph *reference;
+    const qd_trajectories *j;
     const qd_run *run;
     qd_denoiser *d; /* of the float network; made once the batch is known */
     float *eps;
@@ -43,7 +44,7 @@ static qd_status pair_up(void *ctx, const qd_predictor *p, int step, int t, int6
     const int64_t space = p->height * p->width, size = p->channels * space;
     qd_status st = QD_OK;
     if (!w->d) {
-        st = qd_denoiser_new(w->reference, p->batch, qd_run_threads(w->run), NULL, qd_run_budget(w->run), &w->d, err);
+        st = qd_trajectories_denoiser(w->j, w->reference, p->batch, w->run, &w->d, err);
         if (st)
             return st;
         w->eps = qd_alloc_aligned((size_t)(p->batch * size) * sizeof(float));
@@ -61,6 +62,7 @@ static qd_status pair_up(void *ctx, const qd_predictor *p, int step, int t, int6
         w->to->channels = p->channels;
     }
     const qd_predictor q = qd_denoiser_predictor(w->d);
+    qd_predictor_seat(&q, w->j->options.first_sample + first);
     st = q.predict(q.ctx, w->run, x, t, w->eps, err);
     for (int64_t k = 0; k < n && !st; k++)
         for (int64_t c = 0; c < p->channels; c++)
@@ -71,7 +73,7 @@ static qd_status pair_up(void *ctx, const qd_predictor *p, int step, int t, int6
 static qd_status collect_table(qd_correction *c, const qd_graph *reference, const qd_trajectories *j, const qd_run *run,
                                qd_err *err)
 {
-    pairing w = { .to = c, .reference = reference, .run = run };
+    pairing w = { .to = c, .reference = reference, .j = j, .run = run };
     qd_trajectories mine = *j;
     c->table = qd_calloc((size_t)j->options.steps, sizeof *c->table);
     if (!c->table)
@@ -178,7 +180,7 @@ static qd_status collect_probe(qd_correction *c, const qd_trajectories *j, const
     qd_denoiser *d = NULL;
     qd_tensor x = { 0 };
     int triggers = 0;
-    qd_status st = qd_denoiser_new(j->graph, w.batch, qd_run_threads(run), NULL, qd_run_budget(run), &d, err);
+    qd_status st = qd_trajectories_denoiser(j, j->graph, w.batch, run, &d, err);
     if (st)
         return st;
     const qd_predictor p = qd_denoiser_predictor(d);

@@ -47,28 +47,75 @@ static void observe(void *ctx, qd_node_id id, const float *data, const qd_shape 
     qd_run_progress(o->run, "calibrate", qd_graph_node(o->layout->graph, id)->name, o->done, o->total);
 }
 
-/* The inputs of the graph in its order; qd_layout_new has seen to it that there are no others. */
-static void bind_inputs(const qd_layout *l, const qd_shape *sample, qd_shape *shapes, const void **values,
-                        const float *x, const float *tf, const int64_t *ti)
+/* What goes into a call, in the graph's order. */
+typedef struct feed {
+    qd_shape *shapes;
+    const void **values;
+    void **told; // [inputs], where a conditional input is filled; NULL for others
+    qd_tensor x;
+    float *tf; // [batch], the time steps
+    int64_t *ti;
+} feed;
+
+static bool is_told(const qd_layout *l, int k)
+{
+    return qd_graph_input_at(l->graph, k) != l->input &&
+           strcmp(qd_graph_node(l->graph, qd_graph_input_at(l->graph, k))->name, "timestep") != 0;
+}
+
+/* qd_layout_new has seen to it that there are no others. */
+static qd_status bind_inputs(const qd_layout *l, const qd_calibration_set *set, const qd_shape *sample, feed *f,
+                             qd_arena *a, qd_err *err)
 {
     for (int k = 0; k < qd_graph_inputs(l->graph); k++) {
         const qd_node *n = qd_graph_node(l->graph, qd_graph_input_at(l->graph, k));
+        int64_t count;
         if (qd_graph_input_at(l->graph, k) == l->input) {
-            shapes[k] = *sample;
-            values[k] = x;
+            f->shapes[k] = *sample;
+            f->values[k] = qd_f32(&f->x);
+        } else if (!is_told(l, k)) {
+            f->shapes[k] = QD_SHAPE(sample->dim[0]);
+            f->values[k] = n->dtype == QD_I64 ? (const void *)f->ti : (const void *)f->tf;
         } else {
-            shapes[k] = QD_SHAPE(sample->dim[0]);
-            values[k] = n->dtype == QD_I64 ? (const void *)ti : (const void *)tf;
+            static const qd_condition nothing = { .guidance = 1.0 };
+            f->shapes[k] = n->shape;
+            f->shapes[k].dim[0] = sample->dim[0];
+            qd_status st = qd_condition_check(set->condition ? set->condition : &nothing, n, err);
+            if (!st)
+                st = qd_shape_count(&f->shapes[k], &count, err);
+            if (st)
+                return st;
+            f->told[k] = qd_arena_alloc(a, (size_t)count * qd_dtype_bits(n->dtype) / 8);
+            if (!f->told[k])
+                return qd_fail(err, QD_E_NOMEM, "no memory for what %lld samples are told", (long long)sample->dim[0]);
+            f->values[k] = f->told[k];
         }
     }
+    return QD_OK;
 }
 
-static qd_status observe_steps(observer *o, qd_plan *plan, const qd_calibration_set *set, float *x,
-                               const qd_shape *shape, float *tf, int64_t *ti, const void *const *in, void *const *out,
-                               qd_err *err)
+static void tell(const qd_layout *l, const qd_calibration_set *set, const feed *f, bool with, int64_t first,
+                 int64_t batch)
+{
+    for (int k = 0; k < qd_graph_inputs(l->graph); k++)
+        if (f->told[k])
+            qd_condition_fill(set->condition, qd_graph_node(l->graph, qd_graph_input_at(l->graph, k)), with,
+                              set->first_sample + first, batch, f->told[k]);
+}
+
+/* Every sample is seen as sampling shows it: with the condition, without it, or, guided, both ways (qncd.md 5). */
+static bool is_seen(const qd_calibration_set *set, bool with)
+{
+    const double w = set->condition ? set->condition->guidance : 1.0;
+    return with ? w != 0.0 : w != 1.0;
+}
+
+static qd_status observe_steps(observer *o, qd_plan *plan, const qd_calibration_set *set, const qd_shape *shape,
+                               const feed *f, void *const *out, qd_err *err)
 {
     const qd_node_id sample = o->layout->input;
     const int64_t one = shape->dim[1] * shape->dim[2] * shape->dim[3];
+    float *x = qd_f32(&f->x);
     for (int k = 0; k < set->steps; k++) {
         for (int64_t first = 0; first < set->samples; first += o->batch) {
             const int64_t left = set->samples - first;
@@ -76,19 +123,24 @@ static qd_status observe_steps(observer *o, qd_plan *plan, const qd_calibration_
             const float *stored = qd_f32(&set->x) + (k * set->samples + first) * one;
             memcpy(x, stored, (size_t)(o->valid * one) * sizeof *x);
             for (int64_t b = 0; b < o->batch; b++) {
-                tf[b] = (float)set->t[k];
-                ti[b] = set->t[k];
+                f->tf[b] = (float)set->t[k];
+                f->ti[b] = set->t[k];
             }
             /* An input is made by nobody, so the plan does not show it. */
             if (o->quantizer[sample] >= 0)
                 show(&o->layout->quantizers[o->quantizer[sample]], x, o->valid * one, shape);
-            qd_status st = qd_run_check(o->run, err);
-            if (!st)
-                st = qd_plan_run(plan, o->run, in, out, err);
-            if (st)
-                return st;
-            o->done++;
-            qd_run_progress(o->run, "calibrate", NULL, o->done, o->total);
+            for (int with = 1; with >= 0; with--) {
+                if (!is_seen(set, with))
+                    continue;
+                tell(o->layout, set, f, with, first, o->batch);
+                qd_status st = qd_run_check(o->run, err);
+                if (!st)
+                    st = qd_plan_run(plan, o->run, f->values, out, err);
+                if (st)
+                    return st;
+                o->done++;
+                qd_run_progress(o->run, "calibrate", NULL, o->done, o->total);
+            }
         }
     }
     return QD_OK;
@@ -114,34 +166,38 @@ qd_status qd_layout_observe(qd_layout *l, const qd_calibration_set *set, const q
     const qd_graph *g = l->graph;
     const size_t n = (size_t)qd_graph_size(g), n_in = (size_t)qd_graph_inputs(g), n_out = (size_t)qd_graph_outputs(g);
     const int64_t batch = set->batch ? set->batch : qd_trajectory_batch(set->samples);
-    const int64_t calls = (set->samples + batch - 1) / batch * set->steps;
+    const int64_t calls = (set->samples + batch - 1) / batch * set->steps * (is_seen(set, true) + is_seen(set, false));
     qd_shape sample = qd_shape_of(4, set->x.shape.dim + 1);
     sample.dim[0] = batch;
     qd_budget *budget = qd_run_budget(run);
-    qd_tensor x = { 0 }, *results = NULL;
+    qd_tensor *results = NULL;
     qd_plan *plan = NULL;
+    feed f = { .shapes = NULL };
     qd_arena a;
     qd_status st;
 
     qd_arena_init(&a);
     int *quantizer = qd_arena_alloc(&a, n * sizeof *quantizer);
     qd_node_id *observed = qd_arena_alloc(&a, (size_t)l->n_quantizers * sizeof *observed);
-    qd_shape *all = qd_arena_alloc(&a, n * sizeof *all), *shapes = qd_arena_alloc(&a, n_in * sizeof *shapes);
-    const void **in = qd_arena_alloc(&a, n_in * sizeof *in);
+    qd_shape *all = qd_arena_alloc(&a, n * sizeof *all);
     void **out = qd_arena_alloc(&a, n_out * sizeof *out);
-    float *tf = qd_arena_alloc(&a, (size_t)batch * sizeof *tf);
-    int64_t *ti = qd_arena_alloc(&a, (size_t)batch * sizeof *ti);
+    f.shapes = qd_arena_alloc(&a, n_in * sizeof *f.shapes);
+    f.values = qd_arena_alloc(&a, n_in * sizeof *f.values);
+    f.told = qd_arena_alloc(&a, n_in * sizeof *f.told);
+    f.tf = qd_arena_alloc(&a, (size_t)batch * sizeof *f.tf);
+    f.ti = qd_arena_alloc(&a, (size_t)batch * sizeof *f.ti);
     results = qd_arena_alloc(&a, n_out * sizeof *results);
-    if (!quantizer || !observed || !all || !shapes || !in || !out || !tf || !ti || !results) {
+    if (!quantizer || !observed || !all || !f.shapes || !f.values || !f.told || !out || !f.tf || !f.ti || !results) {
         st = qd_fail(err, QD_E_NOMEM, "no memory to watch %d values", l->n_quantizers);
         goto out;
     }
     const int n_observed = choose_values(l, quantizer, observed);
-    st = qd_tensor_init(&x, QD_F32, &sample, budget, err);
+    st = qd_tensor_init(&f.x, QD_F32, &sample, budget, err);
+    if (!st)
+        st = bind_inputs(l, set, &sample, &f, &a, err);
     if (st)
         goto out;
-    bind_inputs(l, &sample, shapes, in, qd_f32(&x), tf, ti);
-    st = qd_graph_shapes(g, shapes, (int)n_in, all, err);
+    st = qd_graph_shapes(g, f.shapes, (int)n_in, all, err);
     for (size_t k = 0; k < n_out && !st; k++) {
         const qd_node_id id = qd_graph_output_at(g, (int)k);
         st = qd_tensor_init(&results[k], qd_graph_node(g, id)->dtype, &all[id], budget, err);
@@ -151,7 +207,7 @@ qd_status qd_layout_observe(qd_layout *l, const qd_calibration_set *set, const q
         goto out;
 
     observer o = { .layout = l, .run = run, .quantizer = quantizer, .batch = batch, .total = calls };
-    const qd_plan_options options = { .input_shapes = shapes,
+    const qd_plan_options options = { .input_shapes = f.shapes,
                                       .n_inputs = (int)n_in,
                                       .threads = qd_run_threads(run),
                                       .budget = budget,
@@ -161,12 +217,12 @@ qd_status qd_layout_observe(qd_layout *l, const qd_calibration_set *set, const q
                                       .observe_ctx = &o };
     st = qd_plan_compile(g, &options, &plan, err);
     if (!st)
-        st = observe_steps(&o, plan, set, qd_f32(&x), &sample, tf, ti, in, out, err);
+        st = observe_steps(&o, plan, set, &sample, &f, out, err);
 out:
     qd_plan_free(plan);
     for (size_t k = 0; results && k < n_out; k++)
         qd_tensor_clear(&results[k]);
-    qd_tensor_clear(&x);
+    qd_tensor_clear(&f.x);
     qd_arena_clear(&a);
     return st;
 }

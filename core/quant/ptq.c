@@ -112,7 +112,8 @@ static qd_status read_task(const qd_quant_task *task, const qd_run *run, ptq *o,
                                        .clip = strcmp(clip, "on") == 0    ? 1
                                                : strcmp(clip, "off") == 0 ? 0
                                                                           : -1,
-                                       .seed = run ? run->seed : 0 },
+                                       .seed = run ? run->seed : 0,
+                                       .condition = task->condition },
                           .samples = qd_params_int(p, "calibration_samples"),
                           .phase = "trajectories" },
     };

@@ -162,9 +162,10 @@ qd_status qd_quant_report_json(const qd_quant_report *r, qd_buf *b, qd_err *err)
 typedef struct qd_quant_task {
     const qd_graph *graph; /* float */
     qd_role role;
-    const qd_schedule *schedule; /* denoisers */
-    const qd_dataset *data;      /* methods that need data */
-    const qd_params *params;     /* by the method's rows */
+    const qd_schedule *schedule;   /* denoisers */
+    const qd_condition *condition; /* denoisers: what they are told while they calibrate and are measured; NULL = nothing */
+    const qd_dataset *data;        /* methods that need data */
+    const qd_params *params;       /* by the method's rows */
 } qd_quant_task;
 
 typedef struct qd_method {

@@ -98,6 +98,9 @@ typedef struct qd_trajectories {
 /* How many samples share a call. */
 int64_t qd_trajectory_batch(int64_t samples);
 qd_status qd_trajectories_run(const qd_trajectories *j, const qd_run *run, qd_err *err);
+/* A denoiser of g (j's graph or another that answers the same question), told what j's options say. */
+qd_status qd_trajectories_denoiser(const qd_trajectories *j, const qd_graph *g, int64_t batch, const qd_run *run,
+                                   qd_denoiser **out, qd_err *err);
 
 /* (x_t, t) of the float model at some steps of the production schedule (qncd.md 5). */
 typedef struct qd_calibration_set {
@@ -106,6 +109,10 @@ typedef struct qd_calibration_set {
     int64_t samples;
     int64_t batch; /* samples in a call; 0 = as trajectories have it */
     qd_tensor x;   // [steps, samples, C, H, W]
+    /* What the network is told with x, lent; sample k of the set is number first_sample + k. Guided networks see every x twice: with
+     * the condition and without (qd_condition_fill). */
+    const qd_condition *condition;
+    int64_t first_sample;
 } qd_calibration_set;
 /* `steps` of the schedule's steps, equally spaced from the first to the last. j's look and ctx are not used. */
 qd_status qd_calibration_set_make(const qd_trajectories *j, int steps, const qd_run *run, qd_calibration_set *out,

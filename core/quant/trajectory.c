@@ -32,6 +32,15 @@ static qd_status on_eps(void *ctx, int step, int t, int t_prev, const float *x, 
     return QD_OK;
 }
 
+qd_status qd_trajectories_denoiser(const qd_trajectories *j, const qd_graph *g, int64_t batch, const qd_run *run,
+                                   qd_denoiser **out, qd_err *err)
+{
+    const qd_denoiser_options o = {
+        .batch = batch, .threads = qd_run_threads(run), .budget = qd_run_budget(run), .condition = j->options.condition
+    };
+    return qd_denoiser_open(g, &o, out, err);
+}
+
 qd_status qd_trajectories_run(const qd_trajectories *j, const qd_run *run, qd_err *err)
 {
     qd_denoiser *d = NULL;
@@ -39,7 +48,7 @@ qd_status qd_trajectories_run(const qd_trajectories *j, const qd_run *run, qd_er
     qd_run quiet = run ? *run : (qd_run){ 0 };
     quiet.progress = NULL; /* ours is told per trajectory set, not per sampling */
     const int64_t batch = qd_trajectory_batch(j->samples);
-    qd_status st = qd_denoiser_new(j->graph, batch, qd_run_threads(run), NULL, qd_run_budget(run), &d, err);
+    qd_status st = qd_trajectories_denoiser(j, j->graph, batch, run, &d, err);
     if (st)
         return st;
     const qd_predictor p = qd_denoiser_predictor(d);
@@ -97,7 +106,10 @@ qd_status qd_calibration_set_make(const qd_trajectories *j, int steps, const qd_
                                   qd_err *err)
 {
     const int all = j->options.steps;
-    qd_calibration_set set = { .steps = steps < all ? steps : all, .samples = j->samples };
+    qd_calibration_set set = { .steps = steps < all ? steps : all,
+                               .samples = j->samples,
+                               .condition = j->options.condition,
+                               .first_sample = j->options.first_sample };
     int *chosen = qd_calloc((size_t)set.steps, sizeof *chosen);
     set.t = qd_calloc((size_t)set.steps, sizeof *set.t);
     qd_status st = QD_E_NOMEM;

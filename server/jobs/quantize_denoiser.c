@@ -34,6 +34,7 @@ static qd_status make_bundle(work *w, qd_err *err)
     const qd_quant_task task = { .graph = w->reference.graph,
                                  .role = QD_ROLE_DENOISER,
                                  .schedule = w->reference.schedule,
+                                 .condition = &w->reference.condition,
                                  .params = w->made.t->params };
     qd_status st = sv_quantized_make(&w->made, &task, err);
     if (st)
@@ -50,6 +51,7 @@ static qd_status measure(work *w, qd_err *err)
     const int64_t samples = sv_param_or(w->made.t->params, "measure_samples", 4);
     if (w->made.report.n_eps > 0)
         return QD_OK;
+    w->options.condition = &w->reference.condition;
     return qd_quant_measure_eps(w->reference.graph, w->quantized.graph, w->reference.schedule, &w->options, samples, 1,
                                 &w->made.t->run, &w->made.report, err);
 }
