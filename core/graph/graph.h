@@ -115,6 +115,14 @@ size_t qd_graph_param_bytes(const qd_graph *g);
 qd_status qd_graph_gradient(const qd_graph *g, qd_node_id loss, const qd_node_id *wrt, int n_wrt, qd_graph **out,
                             qd_err *err);
 
+/* The same function in less memory (recompute.c): of a graph of qd_graph_gradient, whose first `forward` nodes are the forward pass, the
+ * backward pass reads anew made copies of forward values that `keep` [forward] does not mark; inputs and constants are always there.
+ * Outputs are those of g, byte for byte. */
+qd_status qd_graph_recompute(const qd_graph *g, int forward, const bool *keep, qd_graph **out, qd_err *err);
+/* Which values of a forward pass to keep, so that these and the largest stretch between them take the least bytes: keep [nodes of
+ * g], shapes as of qd_graph_shapes. */
+qd_status qd_graph_keep_choice(const qd_graph *g, const qd_shape *shapes, bool *keep, qd_err *err);
+
 /* A listing a person can read, one node a line, appended to b. */
 struct qd_buf;
 void qd_graph_print(const qd_graph *g, struct qd_buf *b);

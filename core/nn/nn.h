@@ -150,12 +150,18 @@ typedef struct qd_trainer_options {
     qd_lr_schedule schedule;
     double clip_norm;                 /* 0 = off */
     double ema_decay;                 /* 0 = no average is kept */
+    /* Make values of the forward pass again in the backward pass instead of keeping all: the same gradients, byte for byte, in less memory for
+     * about a third more work. Kept are the values of nodes of the network for which keeps() says so (the ends of its blocks); NULL: a
+     * choice that needs few bytes. */
+    bool recompute;
+    bool (*keeps)(void *ctx, const char *node);
     const struct qd_backend *backend; /* NULL = the default */
     bool profile;                     /* of the plan */
 } qd_trainer_options;
 
 typedef struct qd_trainer qd_trainer;
-/* run: threads, seed, budget. The network may be freed when the trainer is. */
+/* run: threads, seed, budget. The network may be freed when the trainer is. All arrays are drawn from the budget before they are made;
+ * where it refuses, QD_E_LIMIT with the bytes needed and what would fit: a smaller batch, or recompute. */
 qd_status qd_trainer_new(const qd_trainer_options *o, const qd_run *run, qd_trainer **out, qd_err *err);
 void qd_trainer_free(qd_trainer *t);
 /* Steps until `until` have been made since the start; reports the metrics "loss" and "lr". QD_E_NUMERIC when the loss is not finite.

@@ -3,6 +3,7 @@
 #define QD_NN_TRAIN_INT_H
 
 #include "nn/nn.h"
+#include "plan/plan.h"
 
 /* A constant of the network and the input it became; a batch norm of the network and the node of its statistics. */
 typedef struct qd_learned {
@@ -24,6 +25,20 @@ void qd_trainable_clear(qd_trainable *t);
 /* The network with the constants for which learned() gives data replaced. */
 qd_status qd_trainable_finish(const qd_graph *network, const float *(*learned)(const void *ctx, qd_node_id id),
                               const void *ctx, qd_graph **out, qd_err *err);
+
+/* --- train_plan.c --- */
+
+/* Shapes of the inputs for that batch: given [inputs]. */
+void qd_train_inputs(const qd_trainable *t, int64_t batch, qd_shape *given);
+/* Bytes of the inputs that are not parameters. */
+size_t qd_train_data_bytes(const qd_trainable *t, int64_t batch);
+/* The plan of loss, statistics and derivatives; with `needs` only the bytes that making it would take at most. */
+qd_status qd_train_compile(const qd_trainable *t, const qd_trainer_options *o, const qd_run *run, size_t *needs,
+                           qd_plan **out, qd_err *err);
+/* Always QD_E_LIMIT, in words that say what would fit. arrays: the bytes that do not depend on the batch; nothing of this training is
+ * drawn when it is called. */
+qd_status qd_train_refuse(const qd_trainable *t, const qd_trainer_options *o, const qd_run *run, size_t arrays,
+                          qd_err *err);
 
 /* One tensor that a checkpoint holds. */
 typedef struct qd_kept {

@@ -40,6 +40,9 @@ struct qd_trainer {
 
     qd_kept *kept; /* everything a checkpoint holds */
     int n_kept;
+
+    qd_budget *budget;
+    size_t drawn;
 };
 
 static int64_t count_of(const qd_shape *s)
@@ -57,7 +60,28 @@ static const qd_node *constant_of(const qd_trainer *t, int param)
 
 /* --- memory --- */
 
-static qd_status make_arrays(qd_trainer *t, qd_err *err)
+static qd_status draw(qd_trainer *t, size_t bytes, const char *what, qd_err *err)
+{
+    qd_status st = qd_budget_draw(t->budget, bytes, what, err);
+    if (!st)
+        t->drawn += bytes;
+    return st;
+}
+
+static void give_back(qd_trainer *t)
+{
+    qd_budget_give(t->budget, t->drawn);
+    t->drawn = 0;
+}
+
+/* Parameters, gradients, average, slots. */
+static int array_count(const qd_trainer *t)
+{
+    return 2 + (t->o.ema_decay > 0.0) + t->o.optim.rule->slots;
+}
+
+/* Where each parameter begins; the bytes of all that does not depend on the batch. */
+static qd_status lay_arrays(qd_trainer *t, size_t *bytes, qd_err *err)
 {
     t->begin = qd_alloc(((size_t)t->t.n_params + 1) * sizeof *t->begin);
     if (!t->begin)
@@ -66,6 +90,14 @@ static qd_status make_arrays(qd_trainer *t, qd_err *err)
         t->begin[k] = t->total;
         t->total += (qd_tensor_count(&constant_of(t, k)->value) + ALIGN - 1) / ALIGN * ALIGN;
     }
+    if (!qd_mul_size((size_t)t->total, sizeof(float) * (size_t)array_count(t), bytes) ||
+        !qd_add_size(*bytes, (size_t)qd_graph_size(t->t.graph) * sizeof(qd_node), bytes))
+        return qd_fail(err, QD_E_LIMIT, "%lld values cannot be trained", (long long)t->total);
+    return QD_OK;
+}
+
+static qd_status make_arrays(qd_trainer *t, qd_err *err)
+{
     float **arrays[] = { &t->w, &t->grad, &t->ema, &t->slot[0], &t->slot[1] };
     const bool wanted[] = { true, true, t->o.ema_decay > 0.0, t->o.optim.rule->slots > 0, t->o.optim.rule->slots > 1 };
     const size_t bytes = (size_t)t->total * sizeof(float);
@@ -115,12 +147,13 @@ static qd_status make_norms(qd_trainer *t, const qd_shape *shapes, qd_err *err)
 }
 
 /* Where the plan reads and writes: parameters in place, data in arrays of ours. */
-static qd_status make_ends(qd_trainer *t, const qd_graph *g, const qd_shape *input_shapes, qd_err *err)
+static qd_status make_ends(qd_trainer *t, const qd_shape *input_shapes, qd_err *err)
 {
+    const qd_graph *g = t->t.graph;
     t->n_inputs = qd_graph_inputs(g);
     t->inputs = qd_calloc((size_t)t->n_inputs + 1, sizeof *t->inputs);
     t->data = qd_calloc((size_t)t->n_inputs + 1, sizeof *t->data);
-    t->outputs = qd_calloc((size_t)qd_graph_outputs(g) + 1, sizeof *t->outputs);
+    t->outputs = qd_calloc((size_t)(1 + t->t.n_norms + t->t.n_params), sizeof *t->outputs);
     if (!t->inputs || !t->data || !t->outputs)
         return qd_fail(err, QD_E_NOMEM, "no memory for %d inputs", t->n_inputs);
     for (int k = 0, param = 0; k < t->n_inputs; k++) {
@@ -172,6 +205,19 @@ static qd_status make_kept(qd_trainer *t, qd_err *err)
     return QD_OK;
 }
 
+/* What is drawn from the budget, but for the plan. */
+static void free_arrays(qd_trainer *t)
+{
+    float **arrays[] = { &t->w, &t->grad, &t->ema, &t->slot[0], &t->slot[1] };
+    for (size_t k = 0; k < sizeof arrays / sizeof *arrays; k++) {
+        qd_free(*arrays[k]);
+        *arrays[k] = NULL;
+    }
+    for (int k = 0; k < t->n_data; k++)
+        qd_free(t->data[k]);
+    t->n_data = 0;
+}
+
 /* --- life --- */
 
 static qd_status check_options(const qd_trainer_options *o, qd_err *err)
@@ -188,44 +234,47 @@ static qd_status check_options(const qd_trainer_options *o, qd_err *err)
     return QD_OK;
 }
 
-static qd_status compile(qd_trainer *t, const qd_run *run, qd_err *err)
+/* Norms and inputs by the shapes of this batch. */
+static qd_status make_rest(qd_trainer *t, qd_err *err)
 {
     const int n_inputs = qd_graph_inputs(t->t.graph), n = qd_graph_size(t->t.graph);
-    qd_graph *g = NULL;
-    qd_node_id *wrt = qd_alloc(((size_t)t->t.n_params + 1) * sizeof *wrt);
     qd_shape *given = qd_calloc((size_t)n_inputs + 1, sizeof *given), *all = qd_calloc((size_t)n + 1, sizeof *all);
-    qd_status st = wrt && given && all ? QD_OK : qd_fail(err, QD_E_NOMEM, "no memory for %d shapes", n);
-    if (st)
-        goto out;
-    for (int k = 0; k < t->t.n_params; k++)
-        wrt[k] = t->t.params[k].id;
-    for (int k = 0; k < n_inputs; k++) {
-        given[k] = qd_graph_node(t->t.graph, qd_graph_input_at(t->t.graph, k))->shape;
-        if (given[k].rank > 0 && given[k].dim[0] == -1)
-            given[k].dim[0] = t->o.batch_size;
+    qd_status st = given && all ? QD_OK : qd_fail(err, QD_E_NOMEM, "no memory for %d shapes", n);
+    if (!st) {
+        qd_train_inputs(&t->t, t->o.batch_size, given);
+        st = qd_graph_shapes(t->t.graph, given, n_inputs, all, err);
     }
-    st = qd_graph_shapes(t->t.graph, given, n_inputs, all, err);
     if (!st)
         st = make_norms(t, all, err);
     if (!st)
-        st = qd_graph_gradient(t->t.graph, t->t.loss, wrt, t->t.n_params, &g, err);
-    if (!st)
-        st = make_ends(t, g, given, err);
-    if (st)
-        goto out;
-    const qd_plan_options o = { .input_shapes = given,
-                                .n_inputs = n_inputs,
-                                .threads = qd_run_threads(run),
-                                .backend = t->o.backend,
-                                .budget = qd_run_budget(run),
-                                .profile = t->o.profile };
-    st = qd_plan_compile(g, &o, &t->plan, err);
-out:
-    qd_graph_free(g);
+        st = make_ends(t, given, err);
     qd_free(all);
     qd_free(given);
-    qd_free(wrt);
     return st;
+}
+
+/* Everything that takes memory by the size of network and batch: drawn first, then made. */
+static qd_status make_step(qd_trainer *t, const qd_run *run, qd_err *err)
+{
+    size_t arrays = 0;
+    qd_status st = lay_arrays(t, &arrays, err);
+    if (st)
+        return st;
+    st = draw(t, arrays, "parameters, gradients and the optimizer's state", err);
+    if (!st)
+        st = draw(t, qd_train_data_bytes(&t->t, t->o.batch_size), "a batch of inputs", err);
+    if (!st)
+        st = make_arrays(t, err);
+    if (!st)
+        st = make_rest(t, err);
+    if (!st)
+        st = qd_train_compile(&t->t, &t->o, run, NULL, &t->plan, err);
+    if (st != QD_E_LIMIT || !t->budget)
+        return st;
+    /* What is there goes before other sizes are tried. */
+    free_arrays(t);
+    give_back(t);
+    return qd_train_refuse(&t->t, &t->o, run, arrays, err);
 }
 
 qd_status qd_trainer_new(const qd_trainer_options *o, const qd_run *run, qd_trainer **out, qd_err *err)
@@ -238,13 +287,12 @@ qd_status qd_trainer_new(const qd_trainer_options *o, const qd_run *run, qd_trai
         return qd_fail(err, QD_E_NOMEM, "no memory for a trainer");
     t->o = *o;
     t->seed = run ? run->seed : 0;
+    t->budget = qd_run_budget(run);
     if (t->o.bn_momentum == 0.0)
         t->o.bn_momentum = 0.1;
     st = qd_trainable_make(&t->o, &t->t, err);
     if (!st)
-        st = make_arrays(t, err);
-    if (!st)
-        st = compile(t, run, err);
+        st = make_step(t, run, err);
     if (!st)
         st = make_kept(t, err);
     if (!st) {
@@ -260,19 +308,14 @@ void qd_trainer_free(qd_trainer *t)
     if (!t)
         return;
     qd_plan_free(t->plan);
-    for (int k = 0; k < t->n_data; k++)
-        qd_free(t->data[k]);
-    for (int k = 0; k < SLOTS; k++)
-        qd_free(t->slot[k]);
+    free_arrays(t);
+    give_back(t);
     qd_free(t->kept);
     qd_free(t->outputs);
     qd_free(t->data);
     qd_free(t->inputs);
     qd_free(t->stats);
     qd_free(t->norms);
-    qd_free(t->ema);
-    qd_free(t->grad);
-    qd_free(t->w);
     qd_free(t->begin);
     qd_trainable_clear(&t->t);
     qd_free(t);

@@ -259,6 +259,10 @@ qd_status qd_plan_compile(const qd_graph *g, const qd_plan_options *o, qd_plan *
     st = qd_plan_lay_memory(p, err);
     if (st)
         goto out;
+    if (o->needs_bytes) {
+        *o->needs_bytes = p->arena_bytes + p->weight_bytes;
+        goto out;
+    }
     st = make_arena(p, err);
     if (st)
         goto out;

@@ -41,6 +41,8 @@ typedef struct qd_plan_options {
     void *observe_ctx;
 
     bool profile; /* keep the time of every step */
+    /* Not NULL: only say how many bytes arena and packed weights would take; the arena is not made and *out is left as it was. */
+    size_t *needs_bytes;
 } qd_plan_options;
 
 qd_status qd_plan_compile(const qd_graph *g, const qd_plan_options *o, qd_plan **out, qd_err *err);
