@@ -313,4 +313,55 @@ void qd_list_clear(qd_list *l);
 qd_status qd_indices_take(const char *path, int64_t below, int64_t max_count, qd_budget *budget, qd_tensor *out,
                           qd_err *err);
 
+/* --- loader: batches of looks at samples, epoch after epoch (loader.c) ---
+ *
+ * What a batch holds depends on the seed, the epoch, its number and what is chosen - never on threads or on what came before. So a run
+ * goes on exactly where it stopped with qd_loader_begin(epoch, batch), once the same samples are chosen again. */
+
+typedef struct qd_loader_options {
+    int batch;      /* pictures in a batch, 1..65536; the last of an epoch may have fewer */
+    int views;      /* looks at each, 1..16 */
+    bool shuffle;   /* else in the order of the parts and what is chosen of them */
+    bool drop_last; /* no batch with fewer */
+    int threads;    /* that prepare batches, 0..256; 0 = qd_loader_next does it itself */
+    int ahead;      /* batches prepared before they are asked for, 1..64 */
+    uint64_t seed;
+} qd_loader_options;
+
+typedef struct qd_batch {
+    int64_t epoch, index; // index of this batch in the epoch
+    int n, views;         // n = 0: the epoch is over
+    int channels, height, width;
+    const float *x;        // [views][n][channels][height][width]
+    const int32_t *label;  // [n]; -1 = none
+    const int32_t *part;   // [n]; of which part a picture is: 0 ID, 1 OOD, ..
+    const int64_t *sample; // [n]; its number there
+} qd_batch;
+
+#define QD_LOADER_PARTS 8
+
+typedef struct qd_loader qd_loader;
+/* Batches out of `parts` samples together (1..QD_LOADER_PARTS), each lent. Grey parts are shown in colours where another has some. All
+ * of every part is chosen at first. Memory is drawn from run's budget at once: ahead + 1 batches (+ room for each thread), refused in
+ * words that say what would take less. run may be NULL and must outlive the loader; its callbacks are not called. */
+qd_status qd_loader_new(const qd_samples *const *part, int parts, const qd_augment *augment,
+                        const qd_loader_options *options, const qd_run *run, qd_loader **out, qd_err *err);
+void qd_loader_free(qd_loader *l); /* stops the threads */
+
+/* Which samples of a part the next epochs show, and in which order where nothing shuffles; copied. sample NULL = all, n 0 = none. What is
+ * chosen counts from the next qd_loader_begin on. */
+qd_status qd_loader_choose(qd_loader *l, int part, const int64_t *sample, int64_t n, qd_err *err);
+/* Draw `n` samples of a part for each epoch, with return, by their weights [count of the part]: finite, >= 0, not all 0. NULL ends it. */
+qd_status qd_loader_weigh(qd_loader *l, int part, const double *weight, int64_t n, qd_err *err);
+/* Weights that give every class the same share: 1 / (pictures of its class); 0 without label. weight[count]. */
+qd_status qd_samples_balance(double *weight, const qd_samples *s, qd_err *err);
+/* Batches of an epoch as now chosen. */
+int64_t qd_loader_batches(const qd_loader *l);
+
+/* Start an epoch (0 .. 2^24 - 1) at one of its batches; one that is under way is given up. */
+qd_status qd_loader_begin(qd_loader *l, int64_t epoch, int64_t batch, qd_err *err);
+/* The next batch, lent until the next call for this loader; n = 0 after the last. Stops within a picture's time when run is cancelled. A
+ * picture that cannot be read any more fails here, naming it. */
+qd_status qd_loader_next(qd_loader *l, qd_batch *out, qd_err *err);
+
 #endif

@@ -96,6 +96,20 @@ const char *qd_samples_name(const qd_samples *s, int64_t k)
     return s->set ? NULL : s->entry[k].name;
 }
 
+qd_status qd_samples_balance(double *weight, const qd_samples *s, qd_err *err)
+{
+    int64_t *of_class = qd_calloc((size_t)s->info.classes, sizeof *of_class);
+    if (!of_class)
+        return qd_fail(err, QD_E_NOMEM, "no memory to count %d classes", s->info.classes);
+    for (int64_t k = 0; k < s->info.count; k++)
+        if (qd_samples_label(s, k) >= 0)
+            of_class[qd_samples_label(s, k)]++;
+    for (int64_t k = 0; k < s->info.count; k++)
+        weight[k] = qd_samples_label(s, k) >= 0 ? 1.0 / (double)of_class[qd_samples_label(s, k)] : 0.0;
+    qd_free(of_class);
+    return QD_OK;
+}
+
 static qd_status decode(const qd_samples *s, const entry *e, qd_image *out, qd_err *err)
 {
     qd_map map = { 0 };
