@@ -1,7 +1,8 @@
 /* once.c - one job in this process, without server or queue: `quantd run job.json`.
  *
  * It goes the same way as in the daemon - store, claim, attempt - in a data folder that lives as long as the job, so there is no
- * second path to keep right. The body's "model" is a path. Results are moved to the out folder by their names. */
+ * second path to keep right. The body's "model" is a path, and so may be whatever else names a model or data set. Results are
+ * moved to the out folder by their names. */
 #include <dirent.h>
 #include <errno.h>
 #include <signal.h>
@@ -177,6 +178,34 @@ static qd_status read_body(const char *path, json_t **out, qd_err *err)
     return QD_OK;
 }
 
+/* Parameters that name other files: where one of them is a path, it is registered like the job's own. */
+static qd_status add_named(const sv_settings *s, sv_store *store, json_t *body, qd_err *err)
+{
+    static const struct {
+        const char *param;
+        const shelf *shelf;
+    } named[] = { { "reference", &models },
+                  { "network", &models },
+                  { "decoder", &models },
+                  { "context", &datasets },
+                  { "generated", &datasets } };
+    json_t *params = json_object_get(body, "params");
+    qd_status st = QD_OK;
+    for (size_t k = 0; k < sizeof named / sizeof named[0] && !st; k++) {
+        const char *path = json_string_value(json_object_get(params, named[k].param));
+        sv_model_row row = { 0 };
+        if (!path || !path[0] || !qd_fs_exists(path))
+            continue;
+        st = add_file(named[k].shelf, s, store, path, &row, err);
+        if (!st)
+            json_object_set_new(params, named[k].param, json_string(row.id));
+        else
+            qd_fail_in(err, st, "params.%s", named[k].param);
+        sv_model_row_clear(&row);
+    }
+    return st;
+}
+
 static qd_status submit(const sv_settings *s, sv_store *store, json_t *body, sv_job_row *claimed, qd_err *err)
 {
     sv_model_row model = { 0 }, dataset = { 0 };
@@ -199,6 +228,9 @@ static qd_status submit(const sv_settings *s, sv_store *store, json_t *body, sv_
             goto out;
         json_object_set_new(body, "dataset", json_string(dataset.id));
     }
+    st = add_named(s, store, body, err);
+    if (st)
+        goto out;
     json_object_del(body, "run_at");
     if ((st = sv_job_parse(store, body, &parsed, pointer, err)) ||
         (st = sv_jobs_add(store, &parsed, NULL, &added, &existing, err)))

@@ -1,10 +1,9 @@
 /* test_pipeline.c - latent diffusion from noise to picture against PyTorch: a folder with all its parts, contexts, guidance, first
  * stage; a picture alone or in a batch. */
-#include "../nn/golden_nets.h"
+#include "../nn/pipeline_dir.h"
 
 #include <stdlib.h>
 
-#include "base/fs.h"
 #include "diffusion/diffusion.h"
 
 #define STEPS 5
@@ -46,35 +45,6 @@ static const char *text_of(const char *name, const char *what)
 
 /* --- a pipeline on disk --- */
 
-static char *below(const char *dir, const char *name)
-{
-    char *path = qd_fs_join(dir, name);
-    assert_non_null(path);
-    return path;
-}
-
-static void write_text(const char *dir, const char *name, const char *text)
-{
-    qd_err err = { 0 };
-    char *path = below(dir, name);
-    check_ok(qd_fs_write(path, text, strlen(text), &err), &err);
-    qd_free(path);
-}
-
-static void write_network(const char *root, const char *part, const char *config)
-{
-    qd_err err = { 0 };
-    char *dir = below(root, part);
-    check_ok(qd_fs_mkdirs(dir, &err), &err);
-    write_text(dir, "config.json", config);
-    qd_weights *w = filled_weights(config);
-    char *path = below(dir, "diffusion_pytorch_model.safetensors");
-    check_ok(qd_safetensors_save(path, w, NULL, NULL, &err), &err);
-    qd_free(path);
-    qd_weights_free(w);
-    qd_free(dir);
-}
-
 /* What the network is told, as a folder would hold it. */
 static void write_context(const char *root, const char *name)
 {
@@ -93,15 +63,7 @@ static void write_context(const char *root, const char *name)
 
 static void write_pipeline(const char *root, const char *name)
 {
-    const char *stage = text_of(name, "first_stage");
-    write_text(root, "model_index.json", "{\"_class_name\":\"LatentPipeline\"}");
-    write_network(root, "unet", text_of(name, "unet"));
-    write_network(root, strstr(stage, "VQModel") ? "vqvae" : "vae", stage);
-    qd_err err = { 0 };
-    char *dir = below(root, "scheduler");
-    check_ok(qd_fs_mkdirs(dir, &err), &err);
-    write_text(dir, "scheduler_config.json", text_of(name, "scheduler"));
-    qd_free(dir);
+    write_pipeline_dir(root, text_of(name, "unet"), text_of(name, "first_stage"), text_of(name, "scheduler"));
     write_context(root, name);
 }
 
