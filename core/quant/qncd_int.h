@@ -58,6 +58,8 @@ typedef struct qd_recon_options {
     double settled;        /* stop early when this share of h is within 0.05 of 0 or 1; 1 = never */
     const char
         *checkpoint; /* a folder of the caller's for finished blocks, so that a killed job goes on there; NULL = none */
+    double damping;  /* GPTQ: share of the mean of H's diagonal that is added to it; 0 counts as 0.01 */
+    bool act_order;  /* GPTQ: columns by falling H_jj instead of as they stand */
 } qd_recon_options;
 /* Codes of all quantized layers of a layout whose weights are quantized (round to nearest) learned anew in place; scales stay. The
  * layout's graph is the float reference, smoothing folded. */
@@ -135,6 +137,26 @@ double qd_schedule_level(const qd_schedule *s, int t);
 /* Mean and variance of one sample's d, [0] of the whole, [1 + c] of each channel; n_out is 1 or 1 + channels. */
 void qd_probe_moments(const float *d, int64_t channels, int64_t space, double *mean, double *var);
 
+/* --- time_table.c --- */
+/* The network with all that depends on the time step alone replaced by a table over t [n_t], falling, of what it gives there; linear
+ * between (11.1). QD_E_INVALID when nothing does. New constants draw from run's budget. */
+qd_status qd_time_table(const qd_graph *g, const qd_schedule *schedule, const int *t, int n_t, const qd_run *run,
+                        qd_graph **out, qd_err *err);
+
+/* --- groups.c: ranges of activations by groups of time steps --- */
+/* May the map of this quantize node be another in each group? Only layers on codes read it. */
+bool qd_group_takes(const qd_graph *g, qd_node_id quantize);
+/* The graph with the maps of one group. QD_E_FORMAT when the correction's maps are not this graph's. */
+qd_status qd_group_graph(const qd_graph *g, const qd_correction *c, int group, qd_graph **out, qd_err *err);
+/* A denoiser whose ranges follow the time step; without groups (c NULL, too) just a denoiser. g, c and o's condition are lent. */
+qd_status qd_grouped_new(const qd_graph *g, const qd_correction *c, const qd_denoiser_options *o, qd_grouped **out,
+                         qd_err *err);
+void qd_grouped_free(qd_grouped *d);
+qd_predictor qd_grouped_predictor(qd_grouped *d);
+/* Fills the groups of a correction from what the layout saw in each (qd_layout_watch_groups). quantized: the layout applied. */
+qd_status qd_layout_group_maps(const qd_layout *l, const qd_range_rule *rule, const qd_graph *quantized,
+                               qd_correction *c, qd_err *err);
+
 typedef struct qd_noise_options {
     int64_t samples;   /* trajectories, others than those that calibrated */
     int interval;      /* of the probe, in steps */
@@ -143,10 +165,13 @@ typedef struct qd_noise_options {
     double kappa, mu_max;
 } qd_noise_options;
 
-/* What a correction of this mode needs (stage 10), with options as j has them: the paired table from trajectories of the quantized
- * model, the float model asked at the same x; the float probe along float trajectories. Nothing for compat. */
-qd_status qd_noise_collect(const qd_noise_options *o, qd_correction_mode mode, const qd_trajectories *j,
-                           const qd_graph *quantized, const qd_run *run, qd_correction **out, qd_err *err);
+/* Empty, with what the options say. j: the sampler it is for. */
+qd_status qd_correction_new(const qd_noise_options *o, qd_correction_mode mode, const qd_trajectories *j,
+                            qd_correction **out, qd_err *err);
+/* What a correction of its mode needs (stage 10), with options as j has them: the paired table from trajectories of the quantized
+ * model, the float model asked at the same x; the float probe along float trajectories. Nothing for none and compat. */
+qd_status qd_noise_collect(qd_correction *c, const qd_noise_options *o, const qd_trajectories *j,
+                           const qd_graph *quantized, const qd_run *run, qd_err *err);
 
 /* --- ptq.c: the pipeline; denoisers.c: its methods --- */
 typedef struct qd_ptq_stages {

@@ -135,6 +135,7 @@ typedef struct qd_recon_block {
     double mse_nearest, mse_learned; /* of the block's output on the calibration set, rounded hard */
     double settled;                  /* share of h near 0 or 1 at the end */
     bool kept_nearest;               /* learning did not help: codes rounded to nearest stayed (12.6) */
+    const char *note;                /* GPTQ: why a layer was left as it was; else "". Static */
 } qd_recon_block;
 typedef struct qd_recon_report {
     qd_recon_block *blocks;
@@ -162,10 +163,11 @@ qd_status qd_quant_report_json(const qd_quant_report *r, qd_buf *b, qd_err *err)
 typedef struct qd_quant_task {
     const qd_graph *graph; /* float */
     qd_role role;
-    const qd_schedule *schedule;   /* denoisers */
-    const qd_condition *condition; /* denoisers: what they are told while they calibrate and are measured; NULL = nothing */
-    const qd_dataset *data;        /* methods that need data */
-    const qd_params *params;       /* by the method's rows */
+    const qd_schedule *schedule; /* denoisers */
+    const qd_condition
+        *condition;          /* denoisers: what they are told while they calibrate and are measured; NULL = nothing */
+    const qd_dataset *data;  /* methods that need data */
+    const qd_params *params; /* by the method's rows */
 } qd_quant_task;
 
 typedef struct qd_method {
