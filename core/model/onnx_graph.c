@@ -2,6 +2,7 @@
  * onnx_ops.c, and what cannot be read is listed by name. */
 #include "model/onnx_codes.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -49,11 +50,55 @@ static qd_status check_supported(const qd_onnx_file *f, qd_err *err)
                    list);
 }
 
+static bool has_weights(const qd_onnx_node *n)
+{
+    static const char *const layers[] = { "Conv",
+                                          "ConvTranspose",
+                                          "Gemm",
+                                          "MatMul",
+                                          "BatchNormalization",
+                                          "InstanceNormalization",
+                                          "GroupNormalization",
+                                          "LayerNormalization",
+                                          "PRelu" };
+    for (size_t k = 0; k < sizeof(layers) / sizeof(layers[0]); k++)
+        if (strcmp(n->op, layers[k]) == 0)
+            return true;
+    return false;
+}
+
+/* What layers take as input. Elsewhere infinity has a meaning: masks before softmax, bounds. */
+static qd_status names_of_weights(const qd_onnx_file *f, qd_names *names, qd_err *err)
+{
+    qd_status st = QD_OK;
+    for (int k = 0; k < f->n_nodes; k++)
+        for (int i = 0; has_weights(&f->node[k]) && i < f->node[k].n_inputs && !st; i++)
+            if (qd_names_find(names, f->node[k].input[i]) < 0)
+                st = qd_names_add(names, f->node[k].input[i], err);
+    return st;
+}
+
+/* No stored tensor may hold NaN, no weight infinity. */
+static qd_status check_finite(const char *name, const qd_tensor *t, const qd_names *weights, qd_err *err)
+{
+    for (int64_t k = 0; t->dtype == QD_F32 && k < qd_tensor_count(t); k++) {
+        const float v = qd_f32(t)[k];
+        if (isnan(v) || (isinf(v) && qd_names_find(weights, name) >= 0))
+            return qd_fail(err, QD_E_NUMERIC, "tensor '%.150s' holds %s at element %lld; weights must be finite", name,
+                           isnan(v) ? "NaN" : "infinity", (long long)k);
+    }
+    return QD_OK;
+}
+
 static qd_status read_initializers(qd_onnx_reader *r, qd_err *err)
 {
     const qd_weights *w = r->file->initializers;
-    qd_status st = QD_OK;
+    qd_names weights = { 0 };
+    qd_status st = names_of_weights(r->file, &weights, err);
     for (int k = 0; k < qd_weights_count(w) && !st; k++) {
+        st = check_finite(qd_weights_name(w, k), qd_weights_at(w, k), &weights, err);
+        if (st)
+            break;
         qd_onnx_number v = {
             .constant = true, .elem_type = r->file->initializer_type[k], .id = -1, .dtype = qd_weights_at(w, k)->dtype
         };
@@ -61,6 +106,7 @@ static qd_status read_initializers(qd_onnx_reader *r, qd_err *err)
             qd_tensor_share(&v.t[j], qd_weights_at(w, k));
         st = qd_onnx_value_add(r, qd_weights_name(w, k), &v, err);
     }
+    qd_names_clear(&weights);
     return st;
 }
 

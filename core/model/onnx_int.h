@@ -103,11 +103,6 @@ bool qd_onnx_type_kept(int elem_type, qd_dtype *out);
 /* The codes of a type of 8 or 4 bits; false for any other. */
 bool qd_onnx_type_range(int elem_type, int64_t *lo, int64_t *hi);
 
-const qd_onnx_attr *qd_onnx_attr_find(const qd_onnx_node *n, const char *name); /* NULL when absent */
-int64_t qd_onnx_attr_int(const qd_onnx_node *n, const char *name, int64_t fallback);
-float qd_onnx_attr_float(const qd_onnx_node *n, const char *name, float fallback);
-const char *qd_onnx_attr_string(const qd_onnx_node *n, const char *name, const char *fallback);
-
 /* --- values while reading: onnx_const.c ---
  *
  * Shapes are worked out for two batch sizes side by side ("worlds"): what is equal in both does not depend on the batch, and a
@@ -153,18 +148,42 @@ typedef struct qd_onnx_op {
 const qd_onnx_op *qd_onnx_op_find(const char *name);
 
 typedef qd_status qd_onnx_row(qd_onnx_reader *r, const qd_onnx_node *n, qd_err *err);
+/* onnx_ops.c: one node of ours under n's name: of one value, of two, x * mul + add, x held in [lo, hi], a number; and input k as floats,
+ * whatever it is */
+qd_node_id qd_onnx_one(qd_onnx_reader *r, const qd_onnx_node *n, const char *suffix, const qd_op *op, qd_node_id x);
+qd_node_id qd_onnx_two(qd_onnx_reader *r, const qd_onnx_node *n, const char *suffix, const qd_op *op, qd_node_id a,
+                       qd_node_id b);
+qd_node_id qd_onnx_affine(qd_onnx_reader *r, const qd_onnx_node *n, const char *suffix, qd_node_id x, double mul,
+                          double add);
+qd_node_id qd_onnx_held(qd_onnx_reader *r, const qd_onnx_node *n, const char *suffix, qd_node_id x, double lo,
+                        double hi);
+qd_node_id qd_onnx_number_const(qd_onnx_reader *r, const qd_onnx_node *n, const char *suffix, float v);
+qd_node_id qd_onnx_floats(qd_onnx_reader *r, const qd_onnx_node *n, int k);
+/* onnx_activations.c */
+qd_onnx_row qd_onnx_hard_sigmoid, qd_onnx_hard_swish, qd_onnx_leaky_relu, qd_onnx_prelu, qd_onnx_gelu, qd_onnx_clip,
+    qd_onnx_softmax, qd_onnx_elu, qd_onnx_softplus, qd_onnx_softsign, qd_onnx_mish, qd_onnx_thresholded_relu,
+    qd_onnx_lp_norm;
+/* onnx_select.c: truth */
+qd_onnx_row qd_onnx_compare, qd_onnx_logic, qd_onnx_where, qd_onnx_sign, qd_onnx_cast, qd_onnx_triangle;
+/* onnx_einsum.c */
+qd_onnx_row qd_onnx_einsum;
 /* onnx_layers.c: layers with weights, norms */
 qd_onnx_row qd_onnx_conv, qd_onnx_conv_transpose, qd_onnx_gemm, qd_onnx_matmul, qd_onnx_batch_norm,
     qd_onnx_instance_norm, qd_onnx_group_norm, qd_onnx_layer_norm;
 /* onnx_codes.c, onnx_qlayers.c */
 qd_onnx_row qd_onnx_quantize, qd_onnx_dequantize, qd_onnx_qlinear_conv, qd_onnx_qlinear_matmul, qd_onnx_conv_integer,
     qd_onnx_matmul_integer;
-/* onnx_space.c: windows, sizes, borders, means */
-qd_onnx_row qd_onnx_pool, qd_onnx_global_pool, qd_onnx_reduce, qd_onnx_resize, qd_onnx_upsample, qd_onnx_pad,
-    qd_onnx_depth_to_space;
-/* onnx_shape.c: moving elements */
-qd_onnx_row qd_onnx_concat, qd_onnx_split, qd_onnx_slice, qd_onnx_gather, qd_onnx_transpose, qd_onnx_reshape_row,
-    qd_onnx_flatten, qd_onnx_squeeze, qd_onnx_unsqueeze, qd_onnx_expand;
+/* onnx_space.c: windows, borders, channels as space; onnx_resize.c; onnx_reduce.c */
+qd_onnx_row qd_onnx_pool, qd_onnx_global_pool, qd_onnx_lrn, qd_onnx_pad, qd_onnx_depth_to_space;
+qd_onnx_row qd_onnx_resize, qd_onnx_upsample;
+qd_onnx_row qd_onnx_reduce;
+/* onnx_reduce.c: the largest of x along the axes in `gone`, which stay as 1 or go. */
+qd_node_id qd_onnx_largest(qd_onnx_reader *r, const qd_onnx_node *n, const char *suffix, qd_node_id x,
+                           const bool gone[QD_MAX_RANK], bool keep);
+/* onnx_shape.c: under another shape, in another order, parts; onnx_index.c: by index, repeated */
+qd_onnx_row qd_onnx_concat, qd_onnx_split, qd_onnx_slice, qd_onnx_transpose, qd_onnx_reshape_row, qd_onnx_flatten,
+    qd_onnx_squeeze, qd_onnx_unsqueeze;
+qd_onnx_row qd_onnx_gather, qd_onnx_expand, qd_onnx_tile;
 /* onnx_space.c: windows of a layer over [N, C, H, W] or [N, C, L], as a row of ours wants them; padded by auto_pad. */
 typedef struct qd_onnx_window {
     int rank; // of space: 1 or 2; for 1 the first axis has kernel 1
@@ -172,11 +191,20 @@ typedef struct qd_onnx_window {
 } qd_onnx_window;
 qd_status qd_onnx_window_of(const qd_onnx_node *n, const qd_shape *x, const int64_t *kernel, qd_onnx_window *w,
                             qd_err *err);
+/* onnx_shape.c: `length` elements (-1 = to the end) of an axis, from `start`, every `step`; an axis by its number in the file. */
+qd_node_id qd_onnx_cut(qd_onnx_reader *r, const qd_onnx_node *n, const char *suffix, qd_node_id x, int axis,
+                       int64_t start, int64_t length, int64_t step);
+qd_status qd_onnx_axis(int64_t given, int rank, int *axis, qd_err *err);
 /* onnx_shape.c: [N, C, L] as [N, C, 1, L], and back. */
 qd_node_id qd_onnx_to_plane(qd_onnx_reader *r, const qd_onnx_node *n, qd_node_id x);
 qd_node_id qd_onnx_from_plane(qd_onnx_reader *r, const qd_onnx_node *n, qd_node_id x);
 
 /* --- onnx_read.c: what the rows use --- */
+
+const qd_onnx_attr *qd_onnx_attr_find(const qd_onnx_node *n, const char *name); /* NULL when absent */
+int64_t qd_onnx_attr_int(const qd_onnx_node *n, const char *name, int64_t fallback);
+float qd_onnx_attr_float(const qd_onnx_node *n, const char *name, float fallback);
+const char *qd_onnx_attr_string(const qd_onnx_node *n, const char *name, const char *fallback);
 
 struct qd_onnx_reader {
     const qd_onnx_file *file;

@@ -25,147 +25,75 @@ static qd_status read_unary(qd_onnx_reader *r, const qd_onnx_node *n, qd_err *er
     return qd_onnx_set(r, n, 0, qd_onnx_add(r, n, NULL, op, QD_IN(x), QD_NO_ATTRS), err);
 }
 
-static qd_node_id affine(qd_onnx_reader *r, const qd_onnx_node *n, const char *suffix, qd_node_id x, double mul,
-                         double add)
+qd_node_id qd_onnx_one(qd_onnx_reader *r, const qd_onnx_node *n, const char *suffix, const qd_op *op, qd_node_id x)
+{
+    return qd_onnx_add(r, n, suffix, op, QD_IN(x), QD_NO_ATTRS);
+}
+
+qd_node_id qd_onnx_affine(qd_onnx_reader *r, const qd_onnx_node *n, const char *suffix, qd_node_id x, double mul,
+                          double add)
 {
     return qd_onnx_add(r, n, suffix, &qd_op_affine, QD_IN(x), QD_ATTRS(QD_FLOAT("mul", mul), QD_FLOAT("add", add)));
 }
 
-static qd_node_id clip(qd_onnx_reader *r, const qd_onnx_node *n, const char *suffix, qd_node_id x, double lo, double hi)
+qd_node_id qd_onnx_held(qd_onnx_reader *r, const qd_onnx_node *n, const char *suffix, qd_node_id x, double lo,
+                        double hi)
 {
     return qd_onnx_add(r, n, suffix, &qd_op_clip, QD_IN(x), QD_ATTRS(QD_FLOAT("lo", lo), QD_FLOAT("hi", hi)));
 }
 
-static qd_node_id two(qd_onnx_reader *r, const qd_onnx_node *n, const char *suffix, const qd_op *op, qd_node_id a,
-                      qd_node_id b)
+qd_node_id qd_onnx_two(qd_onnx_reader *r, const qd_onnx_node *n, const char *suffix, const qd_op *op, qd_node_id a,
+                       qd_node_id b)
 {
     return qd_onnx_add(r, n, suffix, op, QD_IN(a, b), QD_NO_ATTRS);
 }
 
 static qd_status read_neg(qd_onnx_reader *r, const qd_onnx_node *n, qd_err *err)
 {
-    return qd_onnx_set(r, n, 0, affine(r, n, NULL, qd_onnx_node_of(r, n, 0), -1.0, 0.0), err);
+    return qd_onnx_set(r, n, 0, qd_onnx_affine(r, n, NULL, qd_onnx_node_of(r, n, 0), -1.0, 0.0), err);
+}
+
+qd_node_id qd_onnx_number_const(qd_onnx_reader *r, const qd_onnx_node *n, const char *suffix, float v)
+{
+    qd_tensor t = { 0 };
+    qd_err err = { 0 };
+    const qd_shape scalar = { 0 };
+    const qd_status st = qd_tensor_init(&t, QD_F32, &scalar, r->budget, &err);
+    if (st) {
+        qd_graph_fail(r->graph, st, "%s", err.text);
+        return -1;
+    }
+    *qd_f32(&t) = v;
+    const qd_node_id id = qd_onnx_const(r, n, suffix, &t);
+    qd_tensor_clear(&t);
+    return id;
+}
+
+qd_node_id qd_onnx_floats(qd_onnx_reader *r, const qd_onnx_node *n, int k)
+{
+    const qd_onnx_number *v = qd_onnx_in(r, n, k);
+    if (v && v->constant && v->dtype != QD_F32 && qd_onnx_number_fixed(v)) {
+        qd_tensor t = { 0 };
+        qd_err err = { 0 };
+        const qd_status st = qd_tensor_cast(&t, &v->t[0], QD_F32, r->budget, &err);
+        if (st) {
+            qd_graph_fail(r->graph, st, "%s", err.text);
+            return -1;
+        }
+        const qd_node_id id = qd_onnx_const(r, n, "float", &t);
+        qd_tensor_clear(&t);
+        return id;
+    }
+    const qd_node_id id = qd_onnx_node_of(r, n, k);
+    if (id < 0 || qd_graph_node(r->graph, id)->dtype == QD_F32)
+        return id;
+    return qd_onnx_one(r, n, "float", &qd_op_cast, id);
 }
 
 static qd_status read_reciprocal(qd_onnx_reader *r, const qd_onnx_node *n, qd_err *err)
 {
-    qd_tensor one = { 0 };
-    const qd_shape scalar = { 0 };
-    qd_status st = qd_tensor_init(&one, QD_F32, &scalar, r->budget, err);
-    if (st)
-        return st;
-    *qd_f32(&one) = 1.0f;
-    const qd_node_id x = qd_onnx_node_of(r, n, 0), c = qd_onnx_const(r, n, "one", &one);
-    qd_tensor_clear(&one);
-    return qd_onnx_set(r, n, 0, two(r, n, NULL, &qd_op_div, c, x), err);
-}
-
-static qd_status read_hard_sigmoid(qd_onnx_reader *r, const qd_onnx_node *n, qd_err *err)
-{
-    const double alpha = qd_onnx_attr_float(n, "alpha", 0.2f), beta = qd_onnx_attr_float(n, "beta", 0.5f);
-    const qd_node_id line = affine(r, n, "line", qd_onnx_node_of(r, n, 0), alpha, beta);
-    return qd_onnx_set(r, n, 0, clip(r, n, NULL, line, 0.0, 1.0), err);
-}
-
-static qd_status read_hard_swish(qd_onnx_reader *r, const qd_onnx_node *n, qd_err *err)
-{
-    const qd_node_id x = qd_onnx_node_of(r, n, 0);
-    const qd_node_id gate = clip(r, n, "gate", affine(r, n, "line", x, 1.0 / 6.0, 0.5), 0.0, 1.0);
-    return qd_onnx_set(r, n, 0, two(r, n, NULL, &qd_op_mul, x, gate), err);
-}
-
-static qd_status read_leaky_relu(qd_onnx_reader *r, const qd_onnx_node *n, qd_err *err)
-{
-    const qd_node_id x = qd_onnx_node_of(r, n, 0);
-    return qd_onnx_set(r, n, 0,
-                       qd_onnx_add(r, n, NULL, &qd_op_leaky_relu, QD_IN(x),
-                                   QD_ATTRS(QD_FLOAT("slope", qd_onnx_attr_float(n, "alpha", 0.01f)))),
-                       err);
-}
-
-/* max(x, 0) - slope max(-x, 0). The slope may have one dim for each channel and 1 for space. */
-static qd_status read_prelu(qd_onnx_reader *r, const qd_onnx_node *n, qd_err *err)
-{
-    const qd_node_id x = qd_onnx_node_of(r, n, 0), slope = qd_onnx_node_of(r, n, 1);
-    const qd_node_id up = qd_onnx_add(r, n, "positive", &qd_op_relu, QD_IN(x), QD_NO_ATTRS);
-    const qd_node_id minus = affine(r, n, "minus", x, -1.0, 0.0);
-    const qd_node_id down = qd_onnx_add(r, n, "negative", &qd_op_relu, QD_IN(minus), QD_NO_ATTRS);
-    return qd_onnx_set(r, n, 0, two(r, n, NULL, &qd_op_sub, up, two(r, n, "sloped", &qd_op_mul, down, slope)), err);
-}
-
-static qd_status read_gelu(qd_onnx_reader *r, const qd_onnx_node *n, qd_err *err)
-{
-    const qd_node_id x = qd_onnx_node_of(r, n, 0);
-    if (strcmp(qd_onnx_attr_string(n, "approximate", "none"), "tanh") != 0)
-        return qd_onnx_set(r, n, 0, qd_onnx_add(r, n, NULL, &qd_op_gelu, QD_IN(x), QD_NO_ATTRS), err);
-    /* 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) */
-    const qd_node_id square = two(r, n, "square", &qd_op_mul, x, x);
-    const qd_node_id inner =
-        two(r, n, "inner", &qd_op_mul, x, affine(r, n, "poly", square, 0.044715 * sqrt(M_2_PI), sqrt(M_2_PI)));
-    const qd_node_id t = qd_onnx_add(r, n, "tanh", &qd_op_tanh, QD_IN(inner), QD_NO_ATTRS);
-    return qd_onnx_set(r, n, 0, two(r, n, NULL, &qd_op_mul, x, affine(r, n, "half", t, 0.5, 0.5)), err);
-}
-
-/* A bound of Clip: an attribute up to opset 10, a constant input since. */
-static qd_status bound(const qd_onnx_reader *r, const qd_onnx_node *n, const char *name, int k, float *v, qd_err *err)
-{
-    const qd_tensor *t;
-    qd_status st = qd_onnx_fixed(r, n, k, &t, err);
-    if (st)
-        return st;
-    if (t && (t->dtype != QD_F32 || qd_tensor_count(t) != 1))
-        return qd_fail(err, QD_E_UNSUPPORTED, "%s must be one float", name);
-    *v = t ? *qd_f32(t) : qd_onnx_attr_float(n, name, *v);
-    return QD_OK;
-}
-
-static qd_status read_clip(qd_onnx_reader *r, const qd_onnx_node *n, qd_err *err)
-{
-    float lo = -INFINITY, hi = INFINITY;
-    qd_status st = bound(r, n, "min", 1, &lo, err);
-    if (!st)
-        st = bound(r, n, "max", 2, &hi, err);
-    return st ? st : qd_onnx_set(r, n, 0, clip(r, n, NULL, qd_onnx_node_of(r, n, 0), lo, hi), err);
-}
-
-/* Up to opset 12 the axes from `axis` on were one. */
-static qd_status read_softmax(qd_onnx_reader *r, const qd_onnx_node *n, qd_err *err)
-{
-    const bool flat = r->file->opset < 13;
-    const qd_op *op = strcmp(n->op, "Softmax") == 0 ? &qd_op_softmax : &qd_op_log_softmax;
-    qd_node_id x = qd_onnx_node_of(r, n, 0);
-    const qd_onnx_number *v = qd_onnx_in(r, n, 0);
-    const int rank = qd_onnx_shape_of(v, 0)->rank;
-    int64_t axis = qd_onnx_attr_int(n, "axis", flat ? 1 : -1);
-    if (axis < -rank || axis >= rank)
-        return qd_fail(err, QD_E_FORMAT, "axis %lld is not one of a value of rank %d", (long long)axis, rank);
-    axis += axis < 0 ? rank : 0;
-    if (!flat || axis == rank - 1)
-        return qd_onnx_set(r, n, 0, qd_onnx_add(r, n, NULL, op, QD_IN(x), QD_ATTRS(QD_INT("axis", axis))), err);
-    qd_shape rows[QD_ONNX_WORLDS], back[QD_ONNX_WORLDS];
-    for (int w = 0; w < QD_ONNX_WORLDS; w++) {
-        back[w] = *qd_onnx_shape_of(v, w);
-        rows[w] = (qd_shape){ .rank = 2, .dim = { 1, 1 } };
-        for (int k = 0; k < rank; k++)
-            rows[w].dim[k >= axis] *= back[w].dim[k];
-    }
-    x = qd_onnx_reshape(r, n, "rows", x, rows);
-    x = qd_onnx_add(r, n, "flat", op, QD_IN(x), QD_NO_ATTRS);
-    return qd_onnx_set(r, n, 0, qd_onnx_reshape(r, n, NULL, x, back), err);
-}
-
-static qd_status read_cast(qd_onnx_reader *r, const qd_onnx_node *n, qd_err *err)
-{
-    const int to = (int)qd_onnx_attr_int(n, "to", 0);
-    const qd_onnx_number *x = qd_onnx_in(r, n, 0);
-    qd_dtype kept;
-    if (!qd_onnx_type_kept(to, &kept) || strcmp(qd_onnx_type_name(to), "bool") == 0 ||
-        (kept != QD_F32 && x->dtype != kept))
-        return qd_fail(err, QD_E_UNSUPPORTED, "a computed value as %s (type %d)", qd_onnx_type_name(to), to);
-    if (kept == x->dtype)
-        return qd_onnx_alias(r, n, 0, x, err);
-    const qd_node_id id = qd_onnx_node_of(r, n, 0);
-    return qd_onnx_set(r, n, 0, qd_onnx_add(r, n, NULL, &qd_op_cast, QD_IN(id), QD_NO_ATTRS), err);
+    const qd_node_id x = qd_onnx_node_of(r, n, 0), one = qd_onnx_number_const(r, n, "one", 1.0f);
+    return qd_onnx_set(r, n, 0, qd_onnx_two(r, n, NULL, &qd_op_div, one, x), err);
 }
 
 /* --- two values --- */
@@ -174,8 +102,8 @@ static const struct {
     const char *name;
     const qd_op *op;
 } binaries[] = {
-    { "Add", &qd_op_add }, { "Sub", &qd_op_sub }, { "Mul", &qd_op_mul }, { "Div", &qd_op_div },
-    { "Pow", &qd_op_pow }, { "Min", &qd_op_min }, { "Max", &qd_op_max }, { "Sum", &qd_op_add },
+    { "Add", &qd_op_add }, { "Sub", &qd_op_sub }, { "Mul", &qd_op_mul }, { "Div", &qd_op_div },  { "Pow", &qd_op_pow },
+    { "Min", &qd_op_min }, { "Max", &qd_op_max }, { "Sum", &qd_op_add }, { "Mean", &qd_op_add },
 };
 
 static const qd_op *binary_op(const char *name)
@@ -231,7 +159,7 @@ static qd_status read_with_number(qd_onnx_reader *r, const qd_onnx_node *n, cons
     if (qd_onnx_in(r, n, side)->dtype != QD_F32)
         return QD_OK;
     *done = true;
-    return qd_onnx_set(r, n, 0, affine(r, n, NULL, qd_onnx_node_of(r, n, side), mul, add), err);
+    return qd_onnx_set(r, n, 0, qd_onnx_affine(r, n, NULL, qd_onnx_node_of(r, n, side), mul, add), err);
 }
 
 /* Whole powers by products, the root by its own row; *done when it was one of them. */
@@ -247,8 +175,8 @@ static qd_status read_power(qd_onnx_reader *r, const qd_onnx_node *n, bool *done
     const qd_node_id x = qd_onnx_node_of(r, n, 0);
     if (e == 0.5)
         return qd_onnx_set(r, n, 0, qd_onnx_add(r, n, NULL, &qd_op_sqrt, QD_IN(x), QD_NO_ATTRS), err);
-    const qd_node_id square = two(r, n, e == 2.0 ? NULL : "square", &qd_op_mul, x, x);
-    return qd_onnx_set(r, n, 0, e == 2.0 ? square : two(r, n, NULL, &qd_op_mul, square, x), err);
+    const qd_node_id square = qd_onnx_two(r, n, e == 2.0 ? NULL : "square", &qd_op_mul, x, x);
+    return qd_onnx_set(r, n, 0, e == 2.0 ? square : qd_onnx_two(r, n, NULL, &qd_op_mul, square, x), err);
 }
 
 static qd_status read_binary(qd_onnx_reader *r, const qd_onnx_node *n, qd_err *err)
@@ -261,18 +189,21 @@ static qd_status read_binary(qd_onnx_reader *r, const qd_onnx_node *n, qd_err *e
     if (st || done)
         return st;
     const qd_node_id a = qd_onnx_node_of(r, n, 0), b = qd_onnx_node_of(r, n, 1);
-    return qd_onnx_set(r, n, 0, two(r, n, NULL, op, a, b), err);
+    return qd_onnx_set(r, n, 0, qd_onnx_two(r, n, NULL, op, a, b), err);
 }
 
-/* Min, Max and Sum of any number of values. */
+/* Min, Max, Sum and Mean of any number of values. */
 static qd_status read_variadic(qd_onnx_reader *r, const qd_onnx_node *n, qd_err *err)
 {
     const qd_op *op = binary_op(n->op);
+    const bool mean = strcmp(n->op, "Mean") == 0;
     if (n->n_inputs == 1)
         return qd_onnx_alias(r, n, 0, qd_onnx_in(r, n, 0), err);
     qd_node_id sum = qd_onnx_node_of(r, n, 0);
     for (int k = 1; k < n->n_inputs; k++)
-        sum = two(r, n, k + 1 < n->n_inputs ? "part" : NULL, op, sum, qd_onnx_node_of(r, n, k));
+        sum = qd_onnx_two(r, n, k + 1 < n->n_inputs || mean ? "part" : NULL, op, sum, qd_onnx_node_of(r, n, k));
+    if (mean)
+        sum = qd_onnx_affine(r, n, NULL, sum, 1.0 / n->n_inputs, 0.0);
     return qd_onnx_set(r, n, 0, sum, err);
 }
 
@@ -291,15 +222,24 @@ static const qd_onnx_op ops[] = {
     { "Cos", 1, 1, read_unary },
     { "Neg", 1, 1, read_neg },
     { "Reciprocal", 1, 1, read_reciprocal },
-    { "HardSigmoid", 1, 1, read_hard_sigmoid },
-    { "HardSwish", 1, 1, read_hard_swish },
-    { "LeakyRelu", 1, 1, read_leaky_relu },
-    { "PRelu", 2, 2, read_prelu },
-    { "Gelu", 1, 1, read_gelu },
-    { "Clip", 1, 3, read_clip },
-    { "Softmax", 1, 1, read_softmax },
-    { "LogSoftmax", 1, 1, read_softmax },
-    { "Cast", 1, 1, read_cast },
+    { "HardSigmoid", 1, 1, qd_onnx_hard_sigmoid },
+    { "HardSwish", 1, 1, qd_onnx_hard_swish },
+    { "LeakyRelu", 1, 1, qd_onnx_leaky_relu },
+    { "PRelu", 2, 2, qd_onnx_prelu },
+    { "Gelu", 1, 1, qd_onnx_gelu },
+    { "Elu", 1, 1, qd_onnx_elu },
+    { "Selu", 1, 1, qd_onnx_elu },
+    { "Celu", 1, 1, qd_onnx_elu },
+    { "Softplus", 1, 1, qd_onnx_softplus },
+    { "Softsign", 1, 1, qd_onnx_softsign },
+    { "Mish", 1, 1, qd_onnx_mish },
+    { "ThresholdedRelu", 1, 1, qd_onnx_thresholded_relu },
+    { "LpNormalization", 1, 1, qd_onnx_lp_norm },
+    { "Sign", 1, 1, qd_onnx_sign },
+    { "Clip", 1, 3, qd_onnx_clip },
+    { "Softmax", 1, 1, qd_onnx_softmax },
+    { "LogSoftmax", 1, 1, qd_onnx_softmax },
+    { "Cast", 1, 1, qd_onnx_cast },
     { "Add", 2, 2, read_binary },
     { "Sub", 2, 2, read_binary },
     { "Mul", 2, 2, read_binary },
@@ -308,6 +248,19 @@ static const qd_onnx_op ops[] = {
     { "Min", 1, QD_MAX_NODES, read_variadic },
     { "Max", 1, QD_MAX_NODES, read_variadic },
     { "Sum", 1, QD_MAX_NODES, read_variadic },
+    { "Mean", 1, QD_MAX_NODES, read_variadic },
+    { "Less", 2, 2, qd_onnx_compare },
+    { "LessOrEqual", 2, 2, qd_onnx_compare },
+    { "Greater", 2, 2, qd_onnx_compare },
+    { "GreaterOrEqual", 2, 2, qd_onnx_compare },
+    { "Equal", 2, 2, qd_onnx_compare },
+    { "And", 2, 2, qd_onnx_logic },
+    { "Or", 2, 2, qd_onnx_logic },
+    { "Xor", 2, 2, qd_onnx_logic },
+    { "Not", 1, 1, qd_onnx_logic },
+    { "Where", 3, 3, qd_onnx_where },
+    { "Trilu", 1, 2, qd_onnx_triangle },
+    { "Einsum", 1, 2, qd_onnx_einsum },
     { "QuantizeLinear", 2, 3, qd_onnx_quantize },
     { "DequantizeLinear", 2, 3, qd_onnx_dequantize },
     { "QLinearConv", 8, 9, qd_onnx_qlinear_conv },
@@ -326,9 +279,16 @@ static const qd_onnx_op ops[] = {
     { "AveragePool", 1, 1, qd_onnx_pool },
     { "GlobalAveragePool", 1, 1, qd_onnx_global_pool },
     { "GlobalMaxPool", 1, 1, qd_onnx_global_pool },
+    { "LRN", 1, 1, qd_onnx_lrn },
     { "ReduceMean", 1, 2, qd_onnx_reduce },
     { "ReduceSum", 1, 2, qd_onnx_reduce },
+    { "ReduceL1", 1, 2, qd_onnx_reduce },
     { "ReduceL2", 1, 2, qd_onnx_reduce },
+    { "ReduceSumSquare", 1, 2, qd_onnx_reduce },
+    { "ReduceLogSum", 1, 2, qd_onnx_reduce },
+    { "ReduceLogSumExp", 1, 2, qd_onnx_reduce },
+    { "ReduceMax", 1, 2, qd_onnx_reduce },
+    { "ReduceMin", 1, 2, qd_onnx_reduce },
     { "Resize", 1, 4, qd_onnx_resize },
     { "Upsample", 1, 2, qd_onnx_upsample },
     { "Pad", 1, 4, qd_onnx_pad },
@@ -344,6 +304,7 @@ static const qd_onnx_op ops[] = {
     { "Squeeze", 1, 2, qd_onnx_squeeze },
     { "Unsqueeze", 1, 2, qd_onnx_unsqueeze },
     { "Expand", 2, 2, qd_onnx_expand },
+    { "Tile", 2, 2, qd_onnx_tile },
 };
 
 const qd_onnx_op *qd_onnx_op_find(const char *name)

@@ -1,4 +1,4 @@
-/* onnx_space.c - ONNX operators on planes and axes: windows, pools, reductions, resizing, borders, channels as space. */
+/* onnx_space.c - ONNX operators on planes: windows, pools, neighbouring channels, borders, channels as space. */
 #include "model/onnx_int.h"
 
 #include <math.h>
@@ -119,15 +119,11 @@ qd_status qd_onnx_global_pool(qd_onnx_reader *r, const qd_onnx_node *n, qd_err *
 {
     const qd_shape *s = qd_onnx_shape_of(qd_onnx_in(r, n, 0), 0);
     const qd_node_id x = qd_onnx_node_of(r, n, 0);
-    if (strcmp(n->op, "GlobalMaxPool") == 0) {
-        if (s->rank != 4)
-            return qd_fail(err, QD_E_UNSUPPORTED, "a value of rank %d", s->rank);
-        const int64_t step[2] = { 1, 1 };
-        return qd_onnx_set(
-            r, n, 0,
-            qd_onnx_add(r, n, NULL, &qd_op_max_pool, QD_IN(x),
-                        QD_ATTRS(qd_attr_ints("kernel", 2, s->dim + 2), qd_attr_ints("stride", 2, step))),
-            err);
+    if (s->rank >= 3 && strcmp(n->op, "GlobalMaxPool") == 0) {
+        bool space[QD_MAX_RANK] = { false };
+        for (int k = 2; k < s->rank; k++)
+            space[k] = true;
+        return qd_onnx_set(r, n, 0, qd_onnx_largest(r, n, NULL, x, space, true), err);
     }
     if (s->rank == 4)
         return qd_onnx_set(r, n, 0, qd_onnx_add(r, n, NULL, &qd_op_global_avg_pool, QD_IN(x), QD_NO_ATTRS), err);
@@ -141,232 +137,32 @@ qd_status qd_onnx_global_pool(qd_onnx_reader *r, const qd_onnx_node *n, qd_err *
         err);
 }
 
-/* --- reductions --- */
-
-qd_status qd_onnx_reduce(qd_onnx_reader *r, const qd_onnx_node *n, qd_err *err)
+/* x / (bias + alpha / size * sum of squares over `size` neighbouring channels)^beta: the sum is a mean over windows of [N, 1, C, HW]. */
+qd_status qd_onnx_lrn(qd_onnx_reader *r, const qd_onnx_node *n, qd_err *err)
 {
     const qd_onnx_number *v = qd_onnx_in(r, n, 0);
-    const int rank = qd_onnx_shape_of(v, 0)->rank;
-    const bool keep = qd_onnx_attr_int(n, "keepdims", 1) != 0;
-    int64_t axes[QD_ONNX_LIST];
-    bool on[QD_MAX_RANK] = { false };
-    int count;
-    qd_status st = qd_onnx_list(r, n, "axes", 1, 0, axes, &count, err);
-    if (st)
-        return st;
-    if (count <= 0) {
-        if (qd_onnx_attr_int(n, "noop_with_empty_axes", 0))
-            return qd_onnx_alias(r, n, 0, v, err);
-        for (count = 0; count < rank; count++)
-            axes[count] = count;
+    const int64_t size = qd_onnx_attr_int(n, "size", 0), step[2] = { 1, 1 }, kernel[2] = { size, 1 };
+    const int64_t pads[4] = { (size - 1) / 2, 0, size / 2, 0 };
+    qd_shape flat[QD_ONNX_WORLDS], back[QD_ONNX_WORLDS];
+    for (int w = 0; w < QD_ONNX_WORLDS; w++) {
+        const qd_shape *x = qd_onnx_shape_of(v, w);
+        if (x->rank < 3 || size < 1 || size > x->dim[1])
+            return qd_fail(err, QD_E_UNSUPPORTED, "%lld channels of a value of rank %d", (long long)size, x->rank);
+        back[w] = *x;
+        flat[w] = QD_SHAPE(x->dim[0], 1, x->dim[1], 1);
+        for (int k = 2; k < x->rank; k++)
+            flat[w].dim[3] *= x->dim[k];
     }
-    if (count > rank)
-        return qd_fail(err, QD_E_FORMAT, "%d axes of a value of rank %d", count, rank);
-    for (int k = 0; k < count; k++) {
-        axes[k] += axes[k] < 0 ? rank : 0;
-        if (axes[k] < 0 || axes[k] >= rank || on[axes[k]])
-            return qd_fail(err, QD_E_FORMAT, "axis %lld of a value of rank %d", (long long)axes[k], rank);
-        on[axes[k]] = true;
-    }
-    qd_node_id x = qd_onnx_node_of(r, n, 0);
-    if (strcmp(n->op, "ReduceMean") == 0 && rank == 4 && count == 2 && on[2] && on[3]) {
-        x = qd_onnx_add(r, n, keep ? NULL : "pool", &qd_op_global_avg_pool, QD_IN(x), QD_NO_ATTRS);
-        if (!keep) {
-            qd_shape flat[QD_ONNX_WORLDS];
-            for (int w = 0; w < QD_ONNX_WORLDS; w++)
-                flat[w] = qd_shape_of(2, qd_onnx_shape_of(v, w)->dim);
-            x = qd_onnx_reshape(r, n, NULL, x, flat);
-        }
-        return qd_onnx_set(r, n, 0, x, err);
-    }
-    const bool root = strcmp(n->op, "ReduceL2") == 0;
-    if (root)
-        x = qd_onnx_add(r, n, "square", &qd_op_mul, QD_IN(x, x), QD_NO_ATTRS);
-    x = qd_onnx_add(r, n, root ? "sum" : NULL, strcmp(n->op, "ReduceMean") == 0 ? &qd_op_mean : &qd_op_sum, QD_IN(x),
-                    QD_ATTRS(qd_attr_ints("axes", count, axes), QD_INT("keep", keep)));
-    if (root)
-        x = qd_onnx_add(r, n, NULL, &qd_op_sqrt, QD_IN(x), QD_NO_ATTRS);
-    return qd_onnx_set(r, n, 0, x, err);
-}
-
-/* --- resizing --- */
-
-/* Where output y of a plane axis is read from, in input pixels. */
-static double coordinate(const char *mode, double y, double in, double out, double scale)
-{
-    if (strcmp(mode, "asymmetric") == 0)
-        return y / scale;
-    if (strcmp(mode, "align_corners") == 0)
-        return out > 1 ? y * (in - 1) / (out - 1) : 0.0;
-    if (strcmp(mode, "pytorch_half_pixel") == 0 && out <= 1)
-        return 0.0;
-    return (y + 0.5) / scale - 0.5;
-}
-
-static int64_t nearest(const char *how, double x, int64_t d)
-{
-    const double v = strcmp(how, "floor") == 0               ? floor(x)
-                     : strcmp(how, "ceil") == 0              ? ceil(x)
-                     : strcmp(how, "round_prefer_ceil") == 0 ? floor(x + 0.5)
-                                                             : ceil(x - 0.5);
-    return v < 0 ? 0 : v > (double)(d - 1) ? d - 1 : (int64_t)v;
-}
-
-/* How one axis is resized. */
-typedef struct axis_plan {
-    int64_t in, out;
-    double scale;
-    const char *mode, *how; /* how NULL = linear */
-} axis_plan;
-
-/* One axis by lookup. */
-static qd_node_id resize_nearest(qd_onnx_reader *r, const qd_onnx_node *n, qd_node_id x, int axis, const axis_plan *p,
-                                 qd_status *st, qd_err *err)
-{
-    qd_tensor index = { 0 };
-    const qd_shape s = QD_SHAPE(p->out);
-    *st = qd_tensor_init(&index, QD_I64, &s, r->budget, err);
-    if (*st)
-        return -1;
-    for (int64_t y = 0; y < p->out; y++)
-        ((int64_t *)index.data)[y] =
-            nearest(p->how, coordinate(p->mode, (double)y, (double)p->in, (double)p->out, p->scale), p->in);
-    const qd_node_id which = qd_onnx_const(r, n, axis == 2 ? "rows" : "columns", &index);
-    qd_tensor_clear(&index);
-    return qd_onnx_add(r, n, axis == 2 ? "taller" : "wider", &qd_op_gather, QD_IN(x, which),
-                       QD_ATTRS(QD_INT("axis", axis)));
-}
-
-/* One axis by a product with the weights of its two neighbours: x W for columns [in, out], W^T x for rows. */
-static qd_node_id resize_linear(qd_onnx_reader *r, const qd_onnx_node *n, qd_node_id x, int axis, const axis_plan *p,
-                                qd_status *st, qd_err *err)
-{
-    const bool rows = axis == 2;
-    qd_tensor weight = { 0 };
-    const qd_shape s = rows ? QD_SHAPE(p->out, p->in) : QD_SHAPE(p->in, p->out);
-    *st = qd_tensor_init(&weight, QD_F32, &s, r->budget, err);
-    if (*st)
-        return -1;
-    for (int64_t y = 0; y < p->out; y++) {
-        double at = coordinate(p->mode, (double)y, (double)p->in, (double)p->out, p->scale);
-        at = at < 0 ? 0 : at > (double)(p->in - 1) ? (double)(p->in - 1) : at;
-        const int64_t lo = (int64_t)at, hi = lo + 1 < p->in ? lo + 1 : lo;
-        const double part = at - (double)lo;
-        qd_f32(&weight)[rows ? y * p->in + lo : lo * p->out + y] += (float)(1.0 - part);
-        qd_f32(&weight)[rows ? y * p->in + hi : hi * p->out + y] += (float)part;
-    }
-    const qd_node_id w = qd_onnx_const(r, n, rows ? "rows" : "columns", &weight);
-    qd_tensor_clear(&weight);
-    return qd_onnx_add(r, n, rows ? "taller" : "wider", &qd_op_matmul, (qd_node_id[]){ rows ? w : x, rows ? x : w }, 2,
-                       QD_NO_ATTRS);
-}
-
-/* Is every output pixel y a copy of input pixel y / factor? */
-static bool is_repetition(const axis_plan *p)
-{
-    if (!p->how || p->out % p->in)
-        return false;
-    for (int64_t y = 0; y < p->out; y++)
-        if (nearest(p->how, coordinate(p->mode, (double)y, (double)p->in, (double)p->out, p->scale), p->in) !=
-            y / (p->out / p->in))
-            return false;
-    return true;
-}
-
-static qd_status resize(qd_onnx_reader *r, const qd_onnx_node *n, const axis_plan plan[2], qd_err *err)
-{
-    qd_node_id x = qd_onnx_node_of(r, n, 0);
-    qd_status st = QD_OK;
-    if (plan[0].out == plan[0].in && plan[1].out == plan[1].in)
-        return qd_onnx_alias(r, n, 0, qd_onnx_in(r, n, 0), err);
-    if (is_repetition(&plan[0]) && is_repetition(&plan[1])) {
-        const int64_t factor[2] = { plan[0].out / plan[0].in, plan[1].out / plan[1].in };
-        return qd_onnx_set(
-            r, n, 0, qd_onnx_add(r, n, NULL, &qd_op_upsample, QD_IN(x), QD_ATTRS(qd_attr_ints("factor", 2, factor))),
-            err);
-    }
-    for (int k = 0; k < 2 && !st; k++)
-        if (plan[k].out != plan[k].in)
-            x = plan[k].how ? resize_nearest(r, n, x, 2 + k, &plan[k], &st, err)
-                            : resize_linear(r, n, x, 2 + k, &plan[k], &st, err);
-    return st ? st : qd_onnx_set(r, n, 0, x, err);
-}
-
-/* Sizes and scales of both axes of space from a list of scales or sizes of all four. */
-static qd_status plan_axes(const qd_onnx_node *n, const qd_shape *x, const float *scales, const int64_t *sizes,
-                           const char *mode, const char *coordinates, const char *how, axis_plan plan[2], qd_err *err)
-{
-    for (int k = 0; k < 4; k++) {
-        const double scale = scales ? scales[k] : (double)sizes[k] / (double)x->dim[k];
-        const double out = scales ? floor((double)x->dim[k] * scale) : (double)sizes[k];
-        if (!(out >= 1.0 && out <= 1 << 20) || (k < 2 && scale != 1.0))
-            return qd_fail(err, QD_E_UNSUPPORTED, "axis %d of size %lld becomes %g", k, (long long)x->dim[k], out);
-        if (k >= 2)
-            plan[k - 2] =
-                (axis_plan){ .in = x->dim[k], .out = (int64_t)out, .scale = scale, .mode = coordinates, .how = how };
-    }
-    if (strcmp(mode, "linear") == 0)
-        plan[0].how = plan[1].how = NULL;
-    else if (strcmp(mode, "nearest") != 0)
-        return qd_fail(err, QD_E_UNSUPPORTED, "mode '%.40s', we read nearest and linear", mode);
-    return QD_OK;
-}
-
-qd_status qd_onnx_resize(qd_onnx_reader *r, const qd_onnx_node *n, qd_err *err)
-{
-    const bool old = r->file->opset < 11;
-    const qd_shape *x = qd_onnx_shape_of(qd_onnx_in(r, n, 0), 0);
-    const char *mode = qd_onnx_attr_string(n, "mode", "nearest");
-    const char *coordinates =
-        qd_onnx_attr_string(n, "coordinate_transformation_mode", old ? "asymmetric" : "half_pixel");
-    const char *how = qd_onnx_attr_string(n, "nearest_mode", old ? "floor" : "round_prefer_floor");
-    const qd_tensor *scales, *sizes = NULL;
-    static const char *const known[] = { "asymmetric", "align_corners", "half_pixel", "pytorch_half_pixel" };
-    bool is_known = false;
-    for (size_t k = 0; k < sizeof(known) / sizeof(known[0]); k++)
-        is_known = is_known || strcmp(known[k], coordinates) == 0;
-    if (!is_known || qd_onnx_attr_int(n, "antialias", 0) || qd_onnx_attr_find(n, "axes"))
-        return qd_fail(err, QD_E_UNSUPPORTED, "coordinate mode '%.40s', antialias or axes", coordinates);
-    qd_status st = qd_onnx_fixed(r, n, old ? 1 : 2, &scales, err);
-    if (st)
-        return st;
-    axis_plan plan[2];
-    if (x->rank != 4)
-        return qd_fail(err, QD_E_UNSUPPORTED, "a value of rank %d, we read 4", x->rank);
-    if (scales && qd_tensor_count(scales) == 4 && scales->dtype == QD_F32)
-        return (st = plan_axes(n, x, qd_f32(scales), NULL, mode, coordinates, how, plan, err))
-                   ? st
-                   : resize(r, n, plan, err);
-    /* Sizes hold the batch too, which may be open: they are read in one world. */
-    int64_t list[QD_ONNX_LIST], again[QD_ONNX_LIST];
-    int count, count_again;
-    st = qd_onnx_list(r, n, NULL, 3, 0, list, &count, err);
-    if (!st)
-        st = qd_onnx_list(r, n, NULL, 3, 1, again, &count_again, err);
-    if (st)
-        return st;
-    if (sizes || count != 4 || count_again != 4 || list[2] != again[2] || list[3] != again[3])
-        return qd_fail(err, QD_E_UNSUPPORTED, "scales or sizes of four axes must be constant");
-    st = plan_axes(n, x, NULL, list, mode, coordinates, how, plan, err);
-    return st ? st : resize(r, n, plan, err);
-}
-
-qd_status qd_onnx_upsample(qd_onnx_reader *r, const qd_onnx_node *n, qd_err *err)
-{
-    const qd_onnx_attr *a = qd_onnx_attr_find(n, "scales");
-    const qd_shape *x = qd_onnx_shape_of(qd_onnx_in(r, n, 0), 0);
-    const qd_tensor *t;
-    qd_status st = qd_onnx_fixed(r, n, 1, &t, err);
-    if (st)
-        return st;
-    const float *scales = a && a->kind == QD_ONNX_FLOATS && a->n == 4          ? a->floats
-                          : t && t->dtype == QD_F32 && qd_tensor_count(t) == 4 ? qd_f32(t)
-                                                                               : NULL;
-    if (x->rank != 4 || !scales)
-        return qd_fail(err, QD_E_UNSUPPORTED, "a value of rank 4 and four constant scales are read");
-    axis_plan plan[2];
-    st = plan_axes(n, x, scales, NULL, qd_onnx_attr_string(n, "mode", "nearest"), "asymmetric", "floor", plan, err);
-    return st ? st : resize(r, n, plan, err);
+    const qd_node_id x = qd_onnx_floats(r, n, 0);
+    qd_node_id y = qd_onnx_reshape(r, n, "flat", qd_onnx_two(r, n, "square", &qd_op_mul, x, x), flat);
+    y = qd_onnx_add(r, n, "mean", &qd_op_avg_pool, QD_IN(y),
+                    QD_ATTRS(qd_attr_ints("kernel", 2, kernel), qd_attr_ints("stride", 2, step),
+                             qd_attr_ints("pads", 4, pads), QD_INT("count_pad", 1)));
+    y = qd_onnx_affine(r, n, "sum", qd_onnx_reshape(r, n, "back", y, back), qd_onnx_attr_float(n, "alpha", 1e-4f),
+                       qd_onnx_attr_float(n, "bias", 1.0f));
+    y = qd_onnx_two(r, n, "power", &qd_op_pow, y,
+                    qd_onnx_number_const(r, n, "beta", qd_onnx_attr_float(n, "beta", 0.75f)));
+    return qd_onnx_set(r, n, 0, qd_onnx_two(r, n, NULL, &qd_op_div, x, y), err);
 }
 
 /* --- borders --- */
@@ -401,8 +197,22 @@ static qd_status read_pads(const qd_onnx_reader *r, const qd_onnx_node *n, int r
     return QD_OK;
 }
 
-/* Borders copied from the picture, one axis at a time: mirrored without the edge, or the edge itself. */
-static qd_status pad_copied(qd_onnx_reader *r, const qd_onnx_node *n, bool mirror, int rank, const int64_t *before,
+typedef enum border { MIRROR, EDGE, WRAP } border;
+
+/* Which element lies at place k, perhaps outside 0..d-1: mirrored without the edge, the edge itself, or from the other side. */
+static int64_t source_of(border how, int64_t k, int64_t d)
+{
+    if (k >= 0 && k < d)
+        return k;
+    if (how == WRAP)
+        return (k % d + d) % d;
+    if (how == EDGE)
+        return k < 0 ? 0 : d - 1;
+    return k < 0 ? -k : 2 * (d - 1) - k;
+}
+
+/* Borders copied from the picture, one axis at a time. */
+static qd_status pad_copied(qd_onnx_reader *r, const qd_onnx_node *n, border how, int rank, const int64_t *before,
                             const int64_t *after, qd_err *err)
 {
     qd_node_id x = qd_onnx_node_of(r, n, 0);
@@ -411,7 +221,7 @@ static qd_status pad_copied(qd_onnx_reader *r, const qd_onnx_node *n, bool mirro
         if (!before[axis] && !after[axis])
             continue;
         if (d != qd_onnx_node_shape(r, x, 1)->dim[axis] || before[axis] < 0 || after[axis] < 0 ||
-            (mirror && (before[axis] >= d || after[axis] >= d)))
+            (how == MIRROR && (before[axis] >= d || after[axis] >= d)))
             return qd_fail(err, QD_E_UNSUPPORTED, "a border of %lld and %lld copied along axis %d of size %lld",
                            (long long)before[axis], (long long)after[axis], axis, (long long)d);
         const qd_shape s = QD_SHAPE(before[axis] + d + after[axis]);
@@ -419,12 +229,8 @@ static qd_status pad_copied(qd_onnx_reader *r, const qd_onnx_node *n, bool mirro
         qd_status st = qd_tensor_init(&index, QD_I64, &s, r->budget, err);
         if (st)
             return st;
-        for (int64_t k = 0; k < s.dim[0]; k++) {
-            const int64_t at = k - before[axis];
-            ((int64_t *)index.data)[k] = at < 0    ? (mirror ? -at : 0)
-                                         : at >= d ? (mirror ? 2 * (d - 1) - at : d - 1)
-                                                   : at;
-        }
+        for (int64_t k = 0; k < s.dim[0]; k++)
+            ((int64_t *)index.data)[k] = source_of(how, k - before[axis], d);
         const qd_node_id which = qd_onnx_const(r, n, "index", &index);
         qd_tensor_clear(&index);
         x = qd_onnx_add(r, n, "axis", &qd_op_gather, QD_IN(x, which), QD_ATTRS(QD_INT("axis", axis)));
@@ -448,8 +254,10 @@ qd_status qd_onnx_pad(qd_onnx_reader *r, const qd_onnx_node *n, qd_err *err)
         none = none && !before[k] && !after[k];
     if (none)
         return qd_onnx_alias(r, n, 0, qd_onnx_in(r, n, 0), err);
-    if (strcmp(mode, "reflect") == 0 || strcmp(mode, "edge") == 0)
-        return pad_copied(r, n, mode[0] == 'r', rank, before, after, err);
+    static const char *const copied[] = { [MIRROR] = "reflect", [EDGE] = "edge", [WRAP] = "wrap" };
+    for (int how = MIRROR; how <= WRAP; how++)
+        if (strcmp(mode, copied[how]) == 0)
+            return pad_copied(r, n, (border)how, rank, before, after, err);
     if (strcmp(mode, "constant") != 0 || rank > QD_MAX_RANK / 2)
         return qd_fail(err, QD_E_UNSUPPORTED, "mode '%.40s' on a value of rank %d", mode, rank);
     if (t && (t->dtype != QD_F32 || qd_tensor_count(t) != 1))

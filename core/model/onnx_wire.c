@@ -501,31 +501,3 @@ bool qd_onnx_looks_like(const void *data, size_t size)
     }
     return version && known;
 }
-
-/* --- attributes --- */
-
-const qd_onnx_attr *qd_onnx_attr_find(const qd_onnx_node *n, const char *name)
-{
-    for (int k = 0; k < n->n_attrs; k++)
-        if (strcmp(n->attr[k].name, name) == 0)
-            return &n->attr[k];
-    return NULL;
-}
-
-int64_t qd_onnx_attr_int(const qd_onnx_node *n, const char *name, int64_t fallback)
-{
-    const qd_onnx_attr *a = qd_onnx_attr_find(n, name);
-    return a && a->kind == QD_ONNX_INT ? a->i : fallback;
-}
-
-float qd_onnx_attr_float(const qd_onnx_node *n, const char *name, float fallback)
-{
-    const qd_onnx_attr *a = qd_onnx_attr_find(n, name);
-    return a && a->kind == QD_ONNX_FLOAT ? a->f : fallback;
-}
-
-const char *qd_onnx_attr_string(const qd_onnx_node *n, const char *name, const char *fallback)
-{
-    const qd_onnx_attr *a = qd_onnx_attr_find(n, name);
-    return a && a->kind == QD_ONNX_STRING ? a->s : fallback;
-}

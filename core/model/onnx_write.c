@@ -197,6 +197,28 @@ static void write_softmax(qd_onnx_writer *w)
                 QD_ONNX_ATTRS(QD_PUT_I("axis", qd_node_int(w->n, "axis"))));
 }
 
+/* ONNX asks truth, we ask whether it is above 0. */
+static void write_where(qd_onnx_writer *w)
+{
+    const char *above =
+        qd_out_emit(w, "Greater", "above", QD_ONNX_IN(qd_out_in(w, 0), qd_out_float(w, "zero", 0.0)), QD_ONNX_NONE);
+    qd_out_emit(w, "Where", NULL, QD_ONNX_IN(above, qd_out_in(w, 1), qd_out_in(w, 2)), QD_ONNX_NONE);
+}
+
+/* 1, 1/2 where equal, 0: the mean of two comparisons. */
+static void write_less(qd_onnx_writer *w)
+{
+    static const char *const ops[2] = { "Less", "LessOrEqual" };
+    const char *part[2], *a = qd_out_in(w, 0), *b = qd_out_in(w, 1);
+    for (int k = 0; k < 2; k++) {
+        const char *truth = qd_out_emit(w, ops[k], k ? "at_most" : "below", QD_ONNX_IN(a, b), QD_ONNX_NONE);
+        part[k] = qd_out_emit(w, "Cast", k ? "at_most_1" : "below_1", QD_ONNX_IN(truth),
+                              QD_ONNX_ATTRS(QD_PUT_I("to", FLOAT)));
+    }
+    const char *sum = qd_out_emit(w, "Add", "sum", QD_ONNX_IN(part[0], part[1]), QD_ONNX_NONE);
+    qd_out_emit(w, "Mul", NULL, QD_ONNX_IN(sum, qd_out_float(w, "half", 0.5)), QD_ONNX_NONE);
+}
+
 static void write_cast(qd_onnx_writer *w)
 {
     qd_out_emit(w, "Cast", NULL, QD_ONNX_IN(qd_out_in(w, 0)), QD_ONNX_ATTRS(QD_PUT_I("to", FLOAT)));
@@ -325,6 +347,8 @@ static const struct {
     { &qd_op_softmax, write_softmax },
     { &qd_op_log_softmax, write_softmax },
     { &qd_op_cast, write_cast },
+    { &qd_op_where, write_where },
+    { &qd_op_less, write_less },
     { &qd_op_mean, write_reduce },
     { &qd_op_sum, write_reduce },
     { &qd_op_reshape, write_reshape },

@@ -204,6 +204,10 @@ static void small_operators(void **state)
         const qd_node_id clip = qd_graph_add(c.g, &qd_op_clip, case_name(&c), QD_IN(x),
                                              QD_ATTRS(QD_FLOAT("lo", -0.5), QD_FLOAT("hi", 0.75)));
         sum = case_binary(&c, &qd_op_add, sum, clip);
+        const qd_node_id less = case_binary(&c, &qd_op_less, clip, x); /* 0, 1/2, 1 */
+        sum =
+            qd_graph_add(c.g, &qd_op_where, case_name(&c),
+                         QD_IN(scaled(&c, less, 1.0f, -0.25f), sum, case_binary(&c, &qd_op_mul, less, x)), QD_NO_ATTRS);
         case_output(&c, sum);
         case_output(&c, qd_graph_add(c.g, &qd_op_softmax, case_name(&c), QD_IN(x), QD_ATTRS(QD_INT("axis", 1))));
         case_output(&c, qd_graph_add(c.g, &qd_op_log_softmax, case_name(&c), QD_IN(x), QD_NO_ATTRS));
