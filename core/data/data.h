@@ -364,4 +364,70 @@ qd_status qd_loader_begin(qd_loader *l, int64_t epoch, int64_t batch, qd_err *er
  * picture that cannot be read any more fails here, naming it. */
 qd_status qd_loader_next(qd_loader *l, qd_batch *out, qd_err *err);
 
+/* --- long tails (tail.c): colt.md 2.2 --- */
+
+typedef enum qd_tail_profile {
+    QD_TAIL_EXPONENTIAL, /* floor(most rho^(c / (C - 1))), rho = 1 / imbalance: CIFAR-10-LT, CIFAR-100-LT */
+    QD_TAIL_PARETO, /* evenly spaced quantiles of a Pareto law of power alpha held in [most rho, most], rounded down: the shape of
+                          * ImageNet-LT; colt.md gives no formula, so lists made elsewhere differ */
+} qd_tail_profile;
+
+/* count[rank] of `classes` ranks, the largest first. classes 2..QD_MAX_CLASSES, imbalance >= 1, alpha > 0 (Pareto); the last is at least 1,
+ * refused otherwise. */
+qd_status qd_tail_counts(qd_tail_profile profile, int classes, int64_t most, double imbalance, double alpha,
+                         int64_t *count, qd_err *err);
+
+typedef struct qd_tail_options {
+    qd_tail_profile profile;
+    int64_t most;     /* pictures of the largest class */
+    double imbalance; /* largest class / smallest class: 100 */
+    double alpha;     /* Pareto only */
+    const int *order; // [classes]: the class of each rank; NULL = by `permute`
+    bool permute;     /* without order: classes in an order drawn from the seed, else 0, 1, 2, .. */
+    uint64_t seed;
+    const int64_t *left_out; // [n_left_out]: pictures never taken (validation)
+    int64_t n_left_out;
+    const int64_t *
+        sequence; // [n_sequence]: pictures of a class are taken as they come in it; NULL = in an order drawn from the seed
+    int64_t n_sequence;
+} qd_tail_options;
+
+/* Numbers of pictures, class by class: the long tail (D_i), a balanced set of nearly its size (D_b), and as many of each class as the
+ * smallest has (S_b). All three take the first pictures of the same order of each class, as the published lists do: so the third lies
+ * in both others. */
+typedef struct qd_tail {
+    qd_tensor tail, balanced, few; // I64 [n]
+} qd_tail;
+/* Fails naming the class that has too few pictures. */
+qd_status qd_tail_split(const qd_samples *s, const qd_tail_options *o, qd_budget *budget, qd_tail *out, qd_err *err);
+void qd_tail_clear(qd_tail *t);
+
+/* --- the same picture twice (overlap.c) --- */
+
+typedef struct qd_twin {
+    int64_t a, b;
+    int bits;         /* of 64 that differ between their difference hashes; -1 = the very same pixels */
+    float difference; // of their 8 x 8 grey miniatures, mean of absolute values, in levels of 255
+} qd_twin;
+
+typedef struct qd_overlap_options {
+    int bits;          /* near twins differ in at most so many of 64 bits, 0..32; -1 = only the very same pixels */
+    float difference;  /* .. and by no more levels than this */
+    int64_t max_twins; /* kept in the report; all are counted */
+} qd_overlap_options;
+#define QD_OVERLAP_USUAL ((qd_overlap_options){ .bits = 10, .difference = 6.0f, .max_twins = 10000 })
+
+typedef struct qd_overlap {
+    int64_t exact, near; /* pairs */
+    int64_t in_a, in_b;  /* pictures of each that have a twin in the other */
+    int64_t n;           /* twins kept, sorted by a, then b */
+    qd_twin *twin;       // [n]
+} qd_overlap;
+/* Which pictures of b lie in a too: the OOD pool among the ID pictures, the test set among the training pictures. With a == b, pairs
+ * a < b within one. Compares everything with everything on run's threads: 10^9 pairs take some seconds. Hash: Krawetz's dHash of
+ * means over 9 x 8 fields. The very same means size, channels and a 128-bit hash of the pixels. */
+qd_status qd_samples_overlap(const qd_samples *a, const qd_samples *b, const qd_overlap_options *o, const qd_run *run,
+                             qd_overlap *out, qd_err *err);
+void qd_overlap_clear(qd_overlap *o);
+
 #endif
