@@ -123,7 +123,9 @@ static bool read_zip64(const uint8_t *extra, size_t n, uint64_t *size, uint64_t 
     while (qd_reader_left(&r) >= 4) {
         const uint16_t id = qd_read_u16le(&r), bytes = qd_read_u16le(&r);
         const uint8_t *field = qd_read_bytes(&r, bytes);
-        if (!field || id != 1)
+        if (!field)
+            return false;
+        if (id != 1)
             continue;
         qd_reader f;
         qd_reader_init(&f, field, bytes);

@@ -9,10 +9,14 @@ import io
 import json
 import lzma
 import os
+import pickle
 import struct
+import sys
 import tarfile
+import types
 import zipfile
 import zlib
+from collections import OrderedDict
 
 HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "corpus")
 
@@ -466,6 +470,231 @@ def datasets():
         put("dataset", name, seed)
 
 
+# --- checkpoints of PyTorch ----------------------------------------------------------------------------------------
+# Pickles come from Python's own pickler, over stand-ins that bear the names PyTorch's have.
+
+
+def stand_in(module, name, what):
+    if module not in sys.modules:
+        sys.modules[module] = types.ModuleType(module)
+    what.__module__, what.__qualname__, what.__name__ = module, name, name
+    setattr(sys.modules[module], name, what)
+    return what
+
+
+def rebuild_tensor(*args):
+    pass
+
+
+def rebuild_parameter(*args):
+    pass
+
+
+class Storage:
+    def __init__(self, kind, data, key=None):
+        self.kind, self.data, self.key = kind, data, key
+
+
+class Tensor:
+    """storage, offset, size, stride; wrapped in a Parameter or not"""
+    def __init__(self, storage, offset, size, stride, parameter=False):
+        self.args, self.parameter = (storage, offset, size, stride, False, OrderedDict()), parameter
+
+    def __reduce__(self):
+        if self.parameter:
+            inner = Tensor.__new__(Tensor)
+            inner.args, inner.parameter = self.args, False
+            return rebuild_parameter, (inner, True, OrderedDict())
+        return rebuild_tensor, self.args
+
+
+stand_in("torch._utils", "_rebuild_tensor_v2", rebuild_tensor)
+stand_in("torch._utils", "_rebuild_parameter", rebuild_parameter)
+FLOAT, HALF, LONG = (stand_in("torch", n, type(n, (), {})) for n in ("FloatStorage", "HalfStorage", "LongStorage"))
+SIZES = {FLOAT: 4, HALF: 2, LONG: 8}
+
+
+def torch_pickle(obj, protocol=2):
+    """The pickle, and the storages in it by key."""
+    out, storages = io.BytesIO(), {}
+
+    class Pickler(pickle._Pickler):
+        def persistent_id(self, x):
+            if not isinstance(x, Storage):
+                return None
+            if x.key is None:
+                x.key = str(len(storages))
+            storages[x.key] = x
+            return ("storage", x.kind, x.key, "cpu", len(x.data) // SIZES[x.kind])
+
+    Pickler(out, protocol).dump(obj)
+    return out.getvalue(), storages
+
+
+def zip_stored(entries, crc=True, central=None, local=None, overlap=False, zip64=False):
+    """Entries by our own hand: (name, data). central, local: changes (flags, method, name, size) to one header of entry 1."""
+    out, directory, at = b"", b"", []
+    for k, (name, data) in enumerate(entries):
+        c, name = zlib.crc32(data) if crc else 0, name.encode()
+        here = len(out)
+        if overlap and k == 1:
+            here = at[0]
+        at.append(here)
+        l = dict(flags=0, method=0, name=name, size=len(data))
+        d = dict(l)
+        if k == 1:
+            l.update(local or {})
+            d.update(central or {})
+        head = struct.pack("<IHHHIIIIHH", 0x04034b50, 20, l["flags"], l["method"], 0, c, l["size"], l["size"], len(l["name"]), 0)
+        head = head + l["name"]
+        if here == len(out):
+            pad = -(len(out) + len(head) + 4) % 64 + 4
+            head = head[:28] + struct.pack("<H", pad) + head[30:] + struct.pack("<HH", 0x4246, pad - 4) + b"Z" * (pad - 4)
+            out += head + data
+        extra, size, offset = b"", d["size"], here
+        if zip64:
+            extra, size, offset = struct.pack("<HHQQQ", 1, 24, size, size, here), 0xffffffff, 0xffffffff
+        directory += struct.pack("<IHHHHIIIIHHHHHII", 0x02014b50, 20, 20, d["flags"], d["method"], 0, c, size, size, len(d["name"]),
+                                 len(extra), 0, 0, 0, 0, offset) + d["name"] + extra
+    end, n = len(out), len(entries)
+    tail = b""
+    if zip64:
+        tail = struct.pack("<IQHHIIQQQQ", 0x06064b50, 44, 45, 45, 0, 0, n, n, len(directory), end)
+        tail += struct.pack("<IIQI", 0x07064b50, 0, end + len(directory), 1)
+        n, end = 0xffff, 0xffffffff
+    return out + directory + tail + struct.pack("<IHHHHIIH", 0x06054b50, 0, 0, n, n, len(directory), end, 0)
+
+
+def torch_zip(obj, protocol=2, more=(), **options):
+    body, storages = torch_pickle(obj, protocol)
+    entries = [("m/data.pkl", body), *(("m/data/" + k, s.data) for k, s in storages.items()), ("m/version", b"3\n"), *more]
+    return zip_stored(entries, **options)
+
+
+def torch_stream(obj, protocol=2):
+    magic, version, machine = 0x1950a86a20f9469cfc6c, 1001, {"protocol_version": 1001, "little_endian": True, "type_sizes": {"int": 4}}
+    body, storages = torch_pickle(obj, protocol)
+    out = b"".join(pickle.dumps(x, protocol) for x in (magic, version, machine)) + body
+    out += pickle.dumps(sorted(storages), protocol)
+    for key in sorted(storages):
+        s = storages[key]
+        out += struct.pack("<Q", len(s.data) // SIZES[s.kind]) + s.data
+    return out
+
+
+def torches():
+    floats = Storage(FLOAT, struct.pack("<6f", *range(6)))
+    state = OrderedDict(w=Tensor(floats, 0, (2, 3), (3, 1)), turned=Tensor(floats, 0, (3, 2), (1, 3)),
+                        h=Tensor(Storage(HALF, bytes(4)), 0, (2,), (1,), True), n=Tensor(Storage(LONG, bytes(8)), 0, (), ()))
+    training = {"epoch": 3, "state_dict": OrderedDict(("module." + k, v) for k, v in state.items()), "ema": state, "lr": 0.1,
+                "best": None, "big": 2**70, "names": ["a", ("b", 1)]}
+
+    class Evil:
+        def __init__(self, *call):
+            self.call = call
+
+        def __reduce__(self):
+            return self.call
+
+    def fresh(x):  # keys are given once to each storage; the same file every time
+        for v in x.values():
+            v.args[0].key = None
+        return x
+
+    for protocol in (2, 4):
+        put("torch", f"ok-zip-p{protocol}", torch_zip(fresh(state), protocol))
+        put("torch", f"ok-zip-unsummed-p{protocol}", torch_zip(fresh(state), protocol, crc=False))
+        put("torch", f"ok-stream-p{protocol}", torch_stream(fresh(state), protocol))
+        fresh(state)
+        put("torch", f"ok-training-p{protocol}", torch_zip(training, protocol, crc=False))
+        fresh(state)
+        put("torch", f"ok-training-stream-p{protocol}", torch_stream(training, protocol))
+    put("torch", "ok-zip64", torch_zip(fresh(state), zip64=True))
+    put("torch", "ok-byteorder", torch_zip(fresh(state), more=[("m/byteorder", b"little")]))
+    one = lambda: {"w": Tensor(Storage(FLOAT, bytes(16)), 0, (4,), (1,))}
+    put("torch", "system", torch_zip({"w": Evil(os.system, ("true",))}))
+    put("torch", "eval", torch_stream({"w": Evil(eval, ("1",))}))
+    put("torch", "outside", torch_zip({"w": Tensor(Storage(FLOAT, bytes(16)), 2, (3,), (1,))}))
+    put("torch", "repeated", torch_zip({"w": Tensor(Storage(FLOAT, bytes(16)), 0, (1 << 40,), (0,))}))
+    put("torch", "big-endian", torch_zip(one(), more=[("m/byteorder", b"big")]))
+    put("torch", "script", torch_zip(one(), more=[("m/constants.pkl", b"")]))
+    put("torch", "twice", torch_zip(one(), more=[("m/data/0", bytes(16))]))
+    put("torch", "dotdot", torch_zip(one(), more=[("m/../x", b"")]))
+    put("torch", "absolute", torch_zip(one(), more=[("/m/x", b"")]))
+    put("torch", "backslash", torch_zip(one(), more=[("m/..\\x", b"")]))
+    put("torch", "two-folders", torch_zip(one(), more=[("n/x", b"")]))
+    put("torch", "no-folder", torch_zip(one(), more=[("x", b"")]))
+    put("torch", "compressed", torch_zip(one(), central={"method": 8}, local={"method": 8}))
+    put("torch", "encrypted", torch_zip(one(), central={"flags": 1}, local={"flags": 1}))
+    put("torch", "method-differs", torch_zip(one(), local={"method": 8}))
+    put("torch", "name-differs", torch_zip(one(), local={"name": b"m/data/9"}))
+    put("torch", "size-differs", torch_zip(one(), local={"size": 15}))
+    put("torch", "past-end", torch_zip(one(), central={"size": 1 << 20}, local={"size": 1 << 20}))
+    put("torch", "overlap", torch_zip(one(), overlap=True, central={"name": b"m/data.pkl"}))
+    body, _ = torch_pickle(one())
+    put("torch", "overlap-inside", zip_stored([("m/data.pkl", body + zip_stored([("m/data/0", bytes(16))])[:62] + bytes(16))]))
+    put("torch", "storage-missing", zip_stored([("m/data.pkl", body), ("m/version", b"3")]))
+    put("torch", "storage-short", zip_stored([("m/data.pkl", body), ("m/data/0", bytes(15))]))
+    put("torch", "pickle-goes-on", zip_stored([("m/data.pkl", body + b"."), ("m/data/0", bytes(16))]))
+    bad = bytearray(zip_stored([("m/data.pkl", body), ("m/data/0", bytes(16))]))
+    bad[bad.index(bytes(16), bad.index(b"m/data/0"))] = 1
+    put("torch", "checksum", bytes(bad))
+    put("torch", "cut", torch_zip(one())[:-30])
+    put("torch", "nothing-in-it", zip_stored([("m/data.pkl", pickle.dumps([1, 2], 2))]))
+    put("torch", "self", zip_stored([("m/data.pkl", b"\x80\x02]q\0h\0ah\0a.")]))
+
+
+# --- GGUF ----------------------------------------------------------------------------------------------------------
+
+
+def gguf_text(s):
+    s = s.encode()
+    return struct.pack("<Q", len(s)) + s
+
+
+def gguf(pairs, tensors, data=b"", version=3, n_tensors=None, n_pairs=None):
+    """pairs: (key, type, bytes); tensors: (name, dims innermost first, type, offset)."""
+    out = struct.pack("<IIQQ", 0x46554747, version, len(tensors) if n_tensors is None else n_tensors,
+                      len(pairs) if n_pairs is None else n_pairs)
+    for key, kind, value in pairs:
+        out += gguf_text(key) + struct.pack("<I", kind) + value
+    for name, dims, kind, offset in tensors:
+        out += gguf_text(name) + struct.pack("<I", len(dims)) + b"".join(struct.pack("<Q", d) for d in dims)
+        out += struct.pack("<IQ", kind, offset)
+    return out + bytes(-len(out) % 32) + data
+
+
+def ggufs():
+    base = [("general.architecture", 8, gguf_text("quantd")), ("general.alignment", 4, struct.pack("<I", 32))]
+    shape = [("quantd.shape.w", 9, struct.pack("<IQ4Q", 10, 4, 2, 16, 1, 2))]
+    seeds = {
+        "ok-empty": gguf(base, []),
+        "ok-f32": gguf(base, [("a", [3], 0, 0)], struct.pack("<3f", 1, 2, 3) + bytes(20)),
+        "ok-f16": gguf(base, [("a", [2, 2], 1, 0)], bytes(32)),
+        "ok-q8": gguf(base + shape, [("w", [32, 2], 8, 0)], bytes(68 + 28)),
+        "ok-q4": gguf(base, [("w", [32, 1], 2, 0)], b"\0\x3c" + bytes(range(16)) + bytes(14)),
+        "ok-array": gguf(base + [("list", 9, struct.pack("<IQ", 8, 2) + gguf_text("a") + gguf_text("b"))], []),
+        "version": gguf(base, [], version=2),
+        "huge-counts": gguf(base, [], n_tensors=2**63, n_pairs=2**63),
+        "huge-dims": gguf(base, [("a", [2**32, 2**32], 0, 0)]),
+        "huge-text": gguf([("k", 8, struct.pack("<Q", 2**64 - 1))], []),
+        "huge-array": gguf([("k", 9, struct.pack("<IQ", 4, 2**62))], []),
+        "deep-array": gguf([("k", 9, struct.pack("<IQ", 9, 1) * 40)], []),
+        "type": gguf(base, [("a", [32], 30, 0)], bytes(64)),
+        "half-block": gguf(base, [("a", [31, 2], 8, 0)], bytes(96)),
+        "outside": gguf(base, [("a", [8], 0, 32)], bytes(32)),
+        "crooked": gguf(base, [("a", [8], 0, 4)], bytes(64)),
+        "overlap": gguf(base, [("a", [8], 0, 0), ("b", [8], 0, 0)], bytes(32)),
+        "twice": gguf(base, [("a", [8], 0, 0), ("a", [8], 0, 32)], bytes(64)),
+        "five-dims": gguf(base, [("a", [1, 1, 1, 1, 1], 0, 0)], bytes(32)),
+        "shape-other": gguf(base + [("quantd.shape.w", 9, struct.pack("<IQ4Q", 10, 4, 2**32, 2**32, 1, 2))], [("w", [32, 2], 8, 0)], bytes(96)),
+        "cut": gguf(base, [("a", [8], 0, 0)])[:-9],
+        "nothing": b"GGUF",
+    }
+    for name, seed in seeds.items():
+        put("gguf", name, seed)
+
+
 if __name__ == "__main__":
     clean()
     safetensors()
@@ -475,3 +704,5 @@ if __name__ == "__main__":
     archives()
     onnx()
     datasets()
+    torches()
+    ggufs()
