@@ -17,7 +17,7 @@ typedef struct entry {
 
 struct qd_corrected {
     qd_corrected_options o;
-    qd_denoiser *denoiser;
+    qd_grouped *denoiser;
     qd_predictor predictor;
     int64_t channels, space, per_sample;
     entry *table;
@@ -292,10 +292,10 @@ qd_status qd_corrected_new(const qd_corrected_options *o, qd_corrected **out, qd
     if (!c)
         return qd_fail(err, QD_E_NOMEM, "no memory for a sampler");
     c->o = *o;
-    qd_status st = qd_denoiser_open(o->graph, &d, &c->denoiser, err);
+    qd_status st = qd_grouped_new(o->graph, o->correction, &d, &c->denoiser, err);
     if (st)
         goto out;
-    c->predictor = qd_denoiser_predictor(c->denoiser);
+    c->predictor = qd_grouped_predictor(c->denoiser);
     c->channels = c->predictor.channels;
     c->space = c->predictor.height * c->predictor.width;
     c->per_sample = c->channels * c->space;
@@ -336,7 +336,7 @@ void qd_corrected_free(qd_corrected *c)
     qd_free(c->excess);
     qd_free(c->mean);
     qd_free(c->var);
-    qd_denoiser_free(c->denoiser);
+    qd_grouped_free(c->denoiser);
     qd_free(c);
 }
 

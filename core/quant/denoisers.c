@@ -84,6 +84,12 @@ static const char *const grain_choices[] = { "scalar", "channel", NULL };
     { .name = "mu_max", .type = QD_PARAM_NUMBER, .fallback = "0.05", .min = 0, .max = 10, \
       .summary = "The largest correction of eps a probe may make." },
 
+#define PLUS_ROWS \
+    { .name = "activation_groups", .type = QD_PARAM_INT, .fallback = "10", .min = 1, .max = 100, \
+      .summary = "Groups of neighbouring time steps that have activation ranges of their own; 1: one range for all." }, \
+    { .name = "time_table", .type = QD_PARAM_BOOL, .fallback = "true", \
+      .summary = "Keep what depends on the time step alone as a table of the float network's values instead of layers." },
+
 static const qd_param minmax_params[] = { PTQ_ROWS("minmax") { 0 } };
 static const qd_param mse_params[] = { PTQ_ROWS("mse") { 0 } };
 static const qd_param qdiff_params[] = { PTQ_ROWS("mse") RECON_ROWS { 0 } };
@@ -91,7 +97,7 @@ static const qd_param intra_params[] = { PTQ_ROWS("mse") RECON_ROWS SMOOTH_ROWS 
 static const qd_param inter_params[] = { PTQ_ROWS("mse") RECON_ROWS NOISE_ROWS PROBE_ROWS { 0 } };
 static const qd_param qncd_params[] = { PTQ_ROWS("mse") RECON_ROWS SMOOTH_ROWS NOISE_ROWS PROBE_ROWS { 0 } };
 static const qd_param compat_params[] = { PTQ_ROWS("mse") RECON_ROWS SMOOTH_ROWS { 0 } };
-static const qd_param plus_params[] = { PTQ_ROWS("mse") RECON_ROWS SMOOTH_ROWS NOISE_ROWS PROBE_ROWS { 0 } };
+static const qd_param plus_params[] = { PTQ_ROWS("mse") RECON_ROWS SMOOTH_ROWS NOISE_ROWS PROBE_ROWS PLUS_ROWS { 0 } };
 /* clang-format on */
 
 static qd_status run_base(const qd_quant_task *task, const qd_run *run, qd_graph **out, qd_quant_report *report,

@@ -271,8 +271,12 @@ void qd_layout_free(qd_layout *l)
     }
     for (int k = 0; k < l->n_quantizers; k++) {
         qd_histogram_free(l->quantizers[k].seen);
+        for (int g = 0; l->quantizers[k].seen_in && g < l->n_groups; g++)
+            qd_histogram_free(l->quantizers[k].seen_in[g]);
+        qd_free(l->quantizers[k].seen_in);
         qd_free(l->quantizers[k].sum);
     }
+    qd_free(l->group_until);
     qd_free(l->layers);
     qd_free(l->quantizers);
     qd_free(l);

@@ -3,14 +3,15 @@
 
 #include "base/mem.h"
 #include "metrics/metrics.h"
-#include "quant/quant_int.h"
+#include "quant/qncd_int.h"
 
 typedef struct measure {
     const qd_trajectories *j;
     const qd_graph *quantized;
+    const qd_correction *groups;
     const qd_run *run;
     int steps, every;
-    qd_denoiser *d; /* of the quantized graph; made once the batch is known */
+    qd_grouped *d; /* of the quantized graph; made once the batch is known */
     qd_tensor eps;
     qd_sqnr *by_step; // [steps]
     int *t;           // [steps]
@@ -32,11 +33,11 @@ static qd_status compare(void *ctx, const qd_predictor *p, int step, int t, int6
         const qd_shape shape = QD_SHAPE(p->batch, p->channels, p->height, p->width);
         st = qd_tensor_init(&m->eps, QD_F32, &shape, qd_run_budget(m->run), err);
         if (!st)
-            st = qd_trajectories_denoiser(m->j, m->quantized, p->batch, m->run, &m->d, err);
+            st = qd_trajectories_denoiser(m->j, m->quantized, m->groups, p->batch, m->run, &m->d, err);
         if (st)
             return st;
     }
-    const qd_predictor q = qd_denoiser_predictor(m->d);
+    const qd_predictor q = qd_grouped_predictor(m->d);
     if (q.channels != p->channels || q.height != p->height || q.width != p->width)
         return qd_fail(err, QD_E_INVALID,
                        "the quantized model makes %lldx%lldx%lld images, the float model %lldx%lldx%lld",
@@ -84,10 +85,12 @@ static qd_status fill_report(const measure *m, qd_quant_report *report, qd_err *
     return QD_OK;
 }
 
-qd_status qd_measure_eps(const qd_trajectories *j, const qd_graph *quantized, int every, const qd_run *run,
-                         qd_quant_report *report, qd_err *err)
+qd_status qd_measure_eps(const qd_trajectories *j, const qd_graph *quantized, const qd_correction *groups, int every,
+                         const qd_run *run, qd_quant_report *report, qd_err *err)
 {
-    measure m = { .j = j, .quantized = quantized, .run = run, .steps = j->options.steps, .every = every };
+    measure m = {
+        .j = j, .quantized = quantized, .groups = groups, .run = run, .steps = j->options.steps, .every = every
+    };
     qd_status st;
     m.by_step = qd_calloc((size_t)m.steps, sizeof *m.by_step);
     m.t = qd_calloc((size_t)m.steps, sizeof *m.t);
@@ -102,7 +105,7 @@ qd_status qd_measure_eps(const qd_trajectories *j, const qd_graph *quantized, in
     if (!st)
         st = fill_report(&m, report, err);
 out:
-    qd_denoiser_free(m.d);
+    qd_grouped_free(m.d);
     qd_tensor_clear(&m.eps);
     qd_free(m.t);
     qd_free(m.by_step);
@@ -122,5 +125,5 @@ qd_status qd_quant_measure_eps(const qd_graph *reference, const qd_graph *quanti
                                 .options = *o,
                                 .samples = samples,
                                 .phase = "measure" };
-    return qd_measure_eps(&j, quantized, every, run, report, err);
+    return qd_measure_eps(&j, quantized, NULL, every, run, report, err);
 }

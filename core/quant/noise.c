@@ -16,7 +16,7 @@ typedef struct pairing {
     const qd_graph *reference;
     const qd_trajectories *j;
     const qd_run *run;
-    qd_denoiser *d; /* of the float network; made once the batch is known */
+    qd_grouped *d; /* of the float network; made once the batch is known */
     float *eps;
 } pairing;
 
@@ -44,7 +44,7 @@ static qd_status pair_up(void *ctx, const qd_predictor *p, int step, int t, int6
     const int64_t space = p->height * p->width, size = p->channels * space;
     qd_status st = QD_OK;
     if (!w->d) {
-        st = qd_trajectories_denoiser(w->j, w->reference, p->batch, w->run, &w->d, err);
+        st = qd_trajectories_denoiser(w->j, w->reference, NULL, p->batch, w->run, &w->d, err);
         if (st)
             return st;
         w->eps = qd_alloc_aligned((size_t)(p->batch * size) * sizeof(float));
@@ -61,7 +61,7 @@ static qd_status pair_up(void *ctx, const qd_predictor *p, int step, int t, int6
         s->t = t;
         w->to->channels = p->channels;
     }
-    const qd_predictor q = qd_denoiser_predictor(w->d);
+    const qd_predictor q = qd_grouped_predictor(w->d);
     qd_predictor_seat(&q, w->j->options.first_sample + first);
     st = q.predict(q.ctx, w->run, x, t, w->eps, err);
     for (int64_t k = 0; k < n && !st; k++)
@@ -91,7 +91,7 @@ static qd_status collect_table(qd_correction *c, const qd_graph *reference, cons
         qd_run_metric(run, "noise_sigma", c->table[k].t, f.sigma);
     }
     qd_free(w.eps);
-    qd_denoiser_free(w.d);
+    qd_grouped_free(w.d);
     return st;
 }
 
@@ -177,13 +177,13 @@ static qd_status probe_batches(probing *w, const qd_trajectories *j, const qd_pr
 static qd_status collect_probe(qd_correction *c, const qd_trajectories *j, const qd_run *run, qd_err *err)
 {
     probing w = { .to = c, .run = run, .batch = qd_trajectory_batch(j->samples) };
-    qd_denoiser *d = NULL;
+    qd_grouped *d = NULL;
     qd_tensor x = { 0 };
     int triggers = 0;
-    qd_status st = qd_trajectories_denoiser(j, j->graph, w.batch, run, &d, err);
+    qd_status st = qd_trajectories_denoiser(j, j->graph, NULL, w.batch, run, &d, err);
     if (st)
         return st;
-    const qd_predictor p = qd_denoiser_predictor(d);
+    const qd_predictor p = qd_grouped_predictor(d);
     c->channels = w.channels = p.channels;
     for (int k = 0; k < j->options.steps; k++)
         triggers += qd_probe_triggers(k, c->interval, c->paper_offset);
@@ -208,15 +208,13 @@ out:
     qd_probe_close(&w.probe);
     qd_free(w.var);
     qd_free(w.mean);
-    qd_denoiser_free(d);
+    qd_grouped_free(d);
     return st;
 }
 
-qd_status qd_noise_collect(const qd_noise_options *o, qd_correction_mode mode, const qd_trajectories *j,
-                           const qd_graph *quantized, const qd_run *run, qd_correction **out, qd_err *err)
+qd_status qd_correction_new(const qd_noise_options *o, qd_correction_mode mode, const qd_trajectories *j,
+                            qd_correction **out, qd_err *err)
 {
-    qd_trajectories mine = *j, theirs;
-    qd_status st = QD_OK;
     qd_correction *c = qd_calloc(1, sizeof *c);
     if (!c)
         return qd_fail(err, QD_E_NOMEM, "no memory for a correction");
@@ -229,18 +227,21 @@ qd_status qd_noise_collect(const qd_noise_options *o, qd_correction_mode mode, c
     c->by_channel = o->by_channel;
     c->kappa = o->kappa;
     c->mu_max = o->mu_max;
+    *out = c;
+    return QD_OK;
+}
+
+qd_status qd_noise_collect(qd_correction *c, const qd_noise_options *o, const qd_trajectories *j,
+                           const qd_graph *quantized, const qd_run *run, qd_err *err)
+{
+    qd_trajectories mine = *j, theirs;
+    if (c->mode == QD_CORRECT_NONE || c->mode == QD_CORRECT_COMPAT)
+        return QD_OK;
     mine.options.first_sample = FIRST_SAMPLE;
     mine.samples = o->samples;
     theirs = mine;
     theirs.graph = quantized;
-    if (mode != QD_CORRECT_COMPAT)
-        st = collect_table(c, j->graph, &theirs, run, err);
-    if (!st && mode != QD_CORRECT_COMPAT)
-        st = collect_probe(c, &mine, run, err);
-    if (!st) {
-        *out = c;
-        c = NULL;
-    }
-    qd_correction_free(c);
-    return st;
+    theirs.groups = c;
+    const qd_status st = collect_table(c, j->graph, &theirs, run, err);
+    return st ? st : collect_probe(c, &mine, run, err);
 }

@@ -12,6 +12,7 @@ typedef struct observer {
     const int *quantizer; // [nodes], -1 = none
     int64_t batch, valid; /* samples in a call, and how many of them count */
     int64_t done, total;  /* calls */
+    int group;            /* of the current time step */
 } observer;
 
 static void add_sums(qd_quantizer *q, const float *data, int64_t n, const qd_shape *shape)
@@ -28,9 +29,11 @@ static void add_sums(qd_quantizer *q, const float *data, int64_t n, const qd_sha
     q->summed += n / q->channels;
 }
 
-static void show(qd_quantizer *q, const float *data, int64_t n, const qd_shape *shape)
+static void show(qd_quantizer *q, int group, const float *data, int64_t n, const qd_shape *shape)
 {
     qd_histogram_add(q->seen, data, n);
+    if (q->seen_in)
+        qd_histogram_add(q->seen_in[group], data, n);
     if (q->sum)
         add_sums(q, data, n, shape);
 }
@@ -43,7 +46,7 @@ static void observe(void *ctx, qd_node_id id, const float *data, const qd_shape 
         n *= shape->dim[k];
     if (shape->rank > 0 && shape->dim[0] == o->batch)
         n = n / o->batch * o->valid;
-    show(&o->layout->quantizers[o->quantizer[id]], data, n, shape);
+    show(&o->layout->quantizers[o->quantizer[id]], o->group, data, n, shape);
     qd_run_progress(o->run, "calibrate", qd_graph_node(o->layout->graph, id)->name, o->done, o->total);
 }
 
@@ -117,6 +120,9 @@ static qd_status observe_steps(observer *o, qd_plan *plan, const qd_calibration_
     const int64_t one = shape->dim[1] * shape->dim[2] * shape->dim[3];
     float *x = qd_f32(&f->x);
     for (int k = 0; k < set->steps; k++) {
+        o->group = 0;
+        while (o->group + 1 < o->layout->n_groups && set->t[k] < o->layout->group_until[o->group])
+            o->group++;
         for (int64_t first = 0; first < set->samples; first += o->batch) {
             const int64_t left = set->samples - first;
             o->valid = left < o->batch ? left : o->batch;
@@ -128,7 +134,7 @@ static qd_status observe_steps(observer *o, qd_plan *plan, const qd_calibration_
             }
             /* An input is made by nobody, so the plan does not show it. */
             if (o->quantizer[sample] >= 0)
-                show(&o->layout->quantizers[o->quantizer[sample]], x, o->valid * one, shape);
+                show(&o->layout->quantizers[o->quantizer[sample]], o->group, x, o->valid * one, shape);
             for (int with = 1; with >= 0; with--) {
                 if (!is_seen(set, with))
                     continue;
@@ -245,17 +251,43 @@ qd_range_rule qd_range_rule_of(const char *choice)
                                                                        : QD_RANGE_MINMAX };
 }
 
-static qd_status choose_map(qd_quantizer *q, const qd_range_rule *r, qd_err *err)
+qd_status qd_layout_watch_groups(qd_layout *l, const qd_calibration_set *set, int groups, qd_err *err)
+{
+    const int n = groups < set->steps ? groups : set->steps;
+    l->group_until = qd_calloc((size_t)n, sizeof *l->group_until);
+    if (!l->group_until)
+        return qd_fail(err, QD_E_NOMEM, "no memory for %d groups of time steps", n);
+    l->n_groups = n;
+    /* Stored steps are dealt out evenly; between two groups the border is half way. */
+    for (int g = 0; g + 1 < n; g++) {
+        const int next = ((g + 1) * set->steps + n - 1) / n;
+        l->group_until[g] = (set->t[next - 1] + set->t[next] + 1) / 2;
+    }
+    for (int k = 0; k < l->n_quantizers; k++) {
+        qd_quantizer *q = &l->quantizers[k];
+        q->seen_in = qd_calloc((size_t)n, sizeof *q->seen_in);
+        if (!q->seen_in)
+            return qd_fail(err, QD_E_NOMEM, "no memory for %d groups of time steps", n);
+        for (int g = 0; g < n; g++) {
+            const qd_status st = qd_histogram_new(&q->seen_in[g], err);
+            if (st)
+                return st;
+        }
+    }
+    return QD_OK;
+}
+
+qd_status qd_range_choose(const qd_range_rule *r, const qd_histogram *seen, qd_affine *out, qd_err *err)
 {
     switch (r->how) {
     case QD_RANGE_MSE:
-        return qd_histogram_search(q->seen, r->bits, r->symmetric, &q->map, err);
+        return qd_histogram_search(seen, r->bits, r->symmetric, out, err);
     case QD_RANGE_PERCENTILE:
-        return qd_histogram_percentile(q->seen, r->percentile, r->bits, r->symmetric, &q->map, err);
+        return qd_histogram_percentile(seen, r->percentile, r->bits, r->symmetric, out, err);
     case QD_RANGE_MINMAX:
         break;
     }
-    return qd_histogram_fit(q->seen, r->bits, r->symmetric, &q->map, err);
+    return qd_histogram_fit(seen, r->bits, r->symmetric, out, err);
 }
 
 qd_status qd_layout_choose_maps(qd_layout *l, const qd_range_rule *rule, const qd_run *run, qd_err *err)
@@ -266,7 +298,7 @@ qd_status qd_layout_choose_maps(qd_layout *l, const qd_range_rule *rule, const q
         qd_status st = qd_run_check(run, err);
         if (st)
             return st;
-        st = choose_map(q, rule, err);
+        st = qd_range_choose(rule, q->seen, &q->map, err);
         if (st)
             return qd_fail_in(err, st, "value '%s' over the calibration set", name);
         q->sqnr_db = qd_histogram_sqnr_db(q->seen, &q->map);

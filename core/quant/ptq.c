@@ -15,8 +15,11 @@ typedef struct ptq {
     bool reconstruct;
     qd_recon_options recon;
     qd_noise_options noise;
+    int groups;      /* of time steps with ranges of their own; 1 = none */
+    bool time_table; /* what depends on the time step alone becomes a table */
     int weight_bits, activation_bits;
-    bool search_weights, search_activations, symmetric;
+    bool search_weights;
+    qd_range_rule range; /* of activations */
     qd_layout_options layout;
     int calibration_steps;
     int64_t measure_samples;
@@ -24,9 +27,14 @@ typedef struct ptq {
 } ptq;
 
 /* Rows that not every method has. */
+static bool has(const qd_params *p, const char *row)
+{
+    return qd_param_find(qd_params_rows(p), row) != NULL;
+}
+
 static bool is_choice(const qd_params *p, const char *row, const char *choice)
 {
-    return qd_param_find(qd_params_rows(p), row) && strcmp(qd_params_string(p, row), choice) == 0;
+    return has(p, row) && strcmp(qd_params_string(p, row), choice) == 0;
 }
 
 static void read_smoothing(const qd_params *p, ptq *o)
@@ -39,7 +47,7 @@ static void read_smoothing(const qd_params *p, ptq *o)
 
 static void read_rounding(const qd_params *p, ptq *o)
 {
-    if (!qd_param_find(qd_params_rows(p), "rounding"))
+    if (!has(p, "rounding"))
         return;
     const bool full = is_choice(p, "recon_profile", "full");
     const int64_t iterations = qd_params_int(p, "recon_iterations"), batch = qd_params_int(p, "recon_batch");
@@ -64,7 +72,7 @@ static void read_rounding(const qd_params *p, ptq *o)
 
 static void read_noise(const qd_params *p, ptq *o)
 {
-    if (o->stages.correction == QD_CORRECT_NONE || !qd_param_find(qd_params_rows(p), "reference_samples"))
+    if (o->stages.correction == QD_CORRECT_NONE || !has(p, "reference_samples"))
         return;
     o->noise = (qd_noise_options){ .samples = qd_params_int(p, "reference_samples"),
                                    .interval = (int)qd_params_int(p, "probe_interval"),
@@ -95,8 +103,7 @@ static qd_status read_task(const qd_quant_task *task, const qd_run *run, ptq *o,
         .weight_bits = (int)qd_params_int(p, "weight_bits"),
         .activation_bits = (int)qd_params_int(p, "activation_bits"),
         .search_weights = strcmp(qd_params_string(p, "weight_range"), "mse") == 0,
-        .search_activations = strcmp(qd_params_string(p, "activation_range"), "mse") == 0,
-        .symmetric = qd_params_bool(p, "symmetric_activations"),
+        .range = qd_range_rule_of(qd_params_string(p, "activation_range")),
         .layout = { .skip = qd_params_string(p, "skip_layers"),
                     .split_shortcut = qd_params_bool(p, "split_shortcut"),
                     .float_edges = strcmp(qd_params_string(p, "edge_layers"), "int8") != 0,
@@ -117,9 +124,13 @@ static qd_status read_task(const qd_quant_task *task, const qd_run *run, ptq *o,
                           .samples = qd_params_int(p, "calibration_samples"),
                           .phase = "trajectories" },
     };
+    o->range.bits = o->activation_bits;
+    o->range.symmetric = qd_params_bool(p, "symmetric_activations");
     read_smoothing(p, o);
     read_rounding(p, o);
     read_noise(p, o);
+    o->groups = has(p, "activation_groups") ? (int)qd_params_int(p, "activation_groups") : 1;
+    o->time_table = has(p, "time_table") && qd_params_bool(p, "time_table");
     return QD_OK;
 }
 
@@ -131,22 +142,32 @@ static qd_status measure(const ptq *o, const qd_graph *quantized, const qd_run *
     j.phase = "measure";
     j.options.first_sample = j.samples;
     j.samples = o->measure_samples;
-    return qd_measure_eps(&j, quantized, (j.options.steps + 49) / 50, run, report, err);
+    return qd_measure_eps(&j, quantized, report->correction, (j.options.steps + 49) / 50, run, report, err);
 }
 
-/* Stage 3: the same function, easier to quantize; from here on it is the float reference (7.5). */
-static qd_status smooth(const ptq *o, const qd_run *run, qd_graph **out, qd_err *err)
+/* Stage 3: the same function, easier to quantize; from here on it is the float reference (7.5). And what depends on the time step
+ * alone as a table, when asked for (11.1). *out stays NULL when there is nothing to do. */
+static qd_status prepare(const ptq *o, const qd_run *run, qd_graph **out, qd_err *err)
 {
     const qd_trajectories *j = &o->trajectories;
     qd_smoothing s = { 0 };
+    qd_graph *smoothed = NULL;
     int *t = qd_calloc((size_t)j->options.steps, sizeof *t);
     if (!t)
         return qd_fail(err, QD_E_NOMEM, "no memory for %d time steps", j->options.steps);
     qd_status st = qd_timesteps(j->schedule, j->options.spacing, j->options.steps, t, err);
-    if (!st)
+    if (!st && o->stages.smooth) {
         st = qd_smoothing_of_embeddings(j->graph, t, j->options.steps, &o->smooth, run, &s, err);
-    if (!st)
-        st = qd_smooth_fold(j->graph, &s, run, out, err);
+        if (!st)
+            st = qd_smooth_fold(j->graph, &s, run, &smoothed, err);
+    }
+    if (!st && o->time_table) {
+        st = qd_time_table(smoothed ? smoothed : j->graph, j->schedule, t, j->options.steps, run, out, err);
+    } else if (!st) {
+        *out = smoothed;
+        smoothed = NULL;
+    }
+    qd_graph_free(smoothed);
     qd_smoothing_clear(&s);
     qd_free(t);
     return st;
@@ -154,17 +175,28 @@ static qd_status smooth(const ptq *o, const qd_run *run, qd_graph **out, qd_err 
 
 /* Stages 5 to 7, on a layout: weights, learned rounding, ranges. */
 static qd_status choose_codes(const ptq *o, qd_layout *layout, const qd_calibration_set *set, const qd_run *run,
-                              qd_err *err)
+                              qd_recon_report *learned, qd_err *err)
 {
-    const qd_range_rule rule = { .how = o->search_activations ? QD_RANGE_MSE : QD_RANGE_MINMAX,
-                                 .bits = o->activation_bits,
-                                 .symmetric = o->symmetric };
-    qd_status st = qd_layout_quantize_weights(layout, o->weight_bits, o->search_weights, run, err);
+    qd_status st = o->groups > 1 ? qd_layout_watch_groups(layout, set, o->groups, err) : QD_OK;
+    if (!st)
+        st = qd_layout_quantize_weights(layout, o->weight_bits, o->search_weights, run, err);
+    if (!st && o->reconstruct)
+        st = qd_layout_reconstruct(layout, set, &o->recon, run, learned, err);
     if (!st)
         st = qd_layout_observe(layout, set, run, err);
     if (!st)
-        st = qd_layout_choose_maps(layout, &rule, run, err);
+        st = qd_layout_choose_maps(layout, &o->range, run, err);
     return st;
+}
+
+/* What sampling has to know beside the graph. */
+static qd_status correct(const ptq *o, const qd_layout *layout, const qd_graph *quantized, const qd_run *run,
+                         qd_correction **out, qd_err *err)
+{
+    qd_status st = qd_correction_new(&o->noise, o->stages.correction, &o->trajectories, out, err);
+    if (!st && layout->n_groups > 0)
+        st = qd_layout_group_maps(layout, &o->range, quantized, *out, err);
+    return st ? st : qd_noise_collect(*out, &o->noise, &o->trajectories, quantized, run, err);
 }
 
 qd_status qd_ptq_run(const qd_ptq_stages *stages, const qd_quant_task *task, const qd_run *run, qd_graph **out,
@@ -172,23 +204,23 @@ qd_status qd_ptq_run(const qd_ptq_stages *stages, const qd_quant_task *task, con
 {
     ptq o = { .stages = *stages };
     qd_layout *layout = NULL;
-    qd_graph *smoothed = NULL, *quantized = NULL;
+    qd_graph *prepared = NULL, *quantized = NULL;
     qd_calibration_set set = { 0 };
     qd_quant_report told = { 0 };
 
     qd_status st = read_task(task, run, &o, err);
     if (st)
         goto out;
-    if (o.stages.smooth && (st = smooth(&o, run, &smoothed, err)))
+    if ((o.stages.smooth || o.time_table) && (st = prepare(&o, run, &prepared, err)))
         goto out;
-    const qd_graph *reference = smoothed ? smoothed : task->graph;
+    const qd_graph *reference = prepared ? prepared : task->graph;
     st = qd_layout_new(reference, &o.layout, &layout, err);
     if (st)
         goto out;
     st = qd_calibration_set_make(&o.trajectories, o.calibration_steps, run, &set, err);
     if (st)
         goto out;
-    st = choose_codes(&o, layout, &set, run, err);
+    st = choose_codes(&o, layout, &set, run, &told.recon, err);
     if (st)
         goto out;
     qd_run_progress(run, "rewrite", NULL, 0, 1);
@@ -198,11 +230,10 @@ qd_status qd_ptq_run(const qd_ptq_stages *stages, const qd_quant_task *task, con
     st = qd_layout_report(layout, o.weight_bits, o.activation_bits, run, &told, err);
     if (st)
         goto out;
-    if (o.stages.correction != QD_CORRECT_NONE) {
-        st = qd_noise_collect(&o.noise, o.stages.correction, &o.trajectories, quantized, run, &told.correction, err);
-        if (st)
-            goto out;
-    }
+    if (o.stages.correction != QD_CORRECT_NONE || layout->n_groups > 0)
+        st = correct(&o, layout, quantized, run, &told.correction, err);
+    if (st)
+        goto out;
     told.calibration_steps = set.steps;
     told.calibration_samples = (int)set.samples;
     told.float_bytes = qd_graph_param_bytes(task->graph);
@@ -221,6 +252,6 @@ out:
     qd_graph_free(quantized);
     qd_calibration_set_clear(&set);
     qd_layout_free(layout);
-    qd_graph_free(smoothed);
+    qd_graph_free(prepared);
     return st;
 }

@@ -19,8 +19,9 @@ typedef struct qd_quantizer {
     int axis; /* of the channels */
     int64_t channels;
     qd_histogram *seen;
-    double *sum;    // [channels], of everything seen; NULL unless qd_layout_watch_means was asked for it
-    int64_t summed; /* values in each of them */
+    double *sum;            // [channels], of everything seen; NULL unless qd_layout_watch_means was asked for it
+    int64_t summed;         /* values in each of them */
+    qd_histogram **seen_in; // [groups of the layout], the same by groups of time steps; NULL when there are none
     qd_affine map;
     double sqnr_db; /* of the codes against what was seen */
 } qd_quantizer;
@@ -52,6 +53,8 @@ typedef struct qd_layout {
     qd_quantizer *quantizers;
     int n_quantizers;
     int64_t group_size; /* asked for; layers too narrow for two groups have one scale for each output */
+    int n_groups;       /* of time steps; 0 = ranges hold for all of them */
+    int *group_until;   // [n_groups], falling: group k is t >= group_until[k]
 } qd_layout;
 
 typedef struct qd_layout_options {
@@ -77,8 +80,13 @@ qd_status qd_layout_shapes(const qd_graph *g, qd_shape *shapes, qd_err *err);
 qd_status qd_layout_quantize_weights(qd_layout *l, int bits, bool search, const qd_run *run, qd_err *err);
 
 /* --- rewrite.c --- */
+/* What the quantize node of a quantizer will be called. */
+void qd_layout_codes_name(const qd_layout *l, int quantizer, char *name, size_t size);
 /* The float graph with its layers replaced. Every map and weight must be there. */
 qd_status qd_layout_apply(const qd_layout *l, qd_graph **out, qd_err *err);
+
+/* A denoiser whose ranges of activations may follow the time step: groups.c, qncd_int.h. */
+typedef struct qd_grouped qd_grouped;
 
 /* --- trajectory.c --- */
 
@@ -89,7 +97,8 @@ typedef struct qd_trajectories {
     const qd_sampler *sampler;
     qd_sample_options options;
     int64_t samples;
-    const char *phase; /* of the progress it reports */
+    const char *phase;           /* of the progress it reports */
+    const qd_correction *groups; /* whose ranges by time steps the graph has; NULL = none */
     /* x, eps: [batch, C, H, W] of which the first n are samples first..first+n-1, the rest is filling. */
     qd_status (*look)(void *ctx, const qd_predictor *p, int step, int t, int64_t first, int64_t n, const float *x,
                       const float *eps, qd_err *err);
@@ -99,8 +108,8 @@ typedef struct qd_trajectories {
 int64_t qd_trajectory_batch(int64_t samples);
 qd_status qd_trajectories_run(const qd_trajectories *j, const qd_run *run, qd_err *err);
 /* A denoiser of g (j's graph or another that answers the same question), told what j's options say. */
-qd_status qd_trajectories_denoiser(const qd_trajectories *j, const qd_graph *g, int64_t batch, const qd_run *run,
-                                   qd_denoiser **out, qd_err *err);
+qd_status qd_trajectories_denoiser(const qd_trajectories *j, const qd_graph *g, const qd_correction *groups,
+                                   int64_t batch, const qd_run *run, qd_grouped **out, qd_err *err);
 
 /* (x_t, t) of the float model at some steps of the production schedule (qncd.md 5). */
 typedef struct qd_calibration_set {
@@ -122,6 +131,8 @@ void qd_calibration_set_clear(qd_calibration_set *s);
 /* --- observe.c --- */
 /* Let every quantizer also sum its value by channel when it is shown. */
 qd_status qd_layout_watch_means(qd_layout *l, qd_err *err);
+/* Let every quantizer also keep its range by groups of neighbouring steps of the set; fewer when the set has fewer steps. */
+qd_status qd_layout_watch_groups(qd_layout *l, const qd_calibration_set *set, int groups, qd_err *err);
 /* Run the float graph over the whole set and show every quantizer its value. */
 qd_status qd_layout_observe(qd_layout *l, const qd_calibration_set *set, const qd_run *run, qd_err *err);
 
@@ -134,6 +145,8 @@ typedef struct qd_range_rule {
 } qd_range_rule;
 /* The rule of a choice "minmax", "percentile" or "mse". */
 qd_range_rule qd_range_rule_of(const char *choice);
+/* One map by the rule. */
+qd_status qd_range_choose(const qd_range_rule *rule, const qd_histogram *seen, qd_affine *out, qd_err *err);
 /* The map of every quantizer. */
 qd_status qd_layout_choose_maps(qd_layout *l, const qd_range_rule *rule, const qd_run *run, qd_err *err);
 
@@ -151,8 +164,9 @@ qd_status qd_equalize(const qd_graph *g, qd_budget *budget, int *pairs, qd_graph
 qd_status qd_layout_correct_bias(qd_layout *l, const qd_run *run, int *corrected, qd_err *err);
 
 /* --- measure.c --- */
-qd_status qd_measure_eps(const qd_trajectories *j, const qd_graph *quantized, int every, const qd_run *run,
-                         qd_quant_report *report, qd_err *err);
+/* groups: whose ranges by time steps the quantized graph has; NULL = none. */
+qd_status qd_measure_eps(const qd_trajectories *j, const qd_graph *quantized, const qd_correction *groups, int every,
+                         const qd_run *run, qd_quant_report *report, qd_err *err);
 
 /* --- ptq.c, ptq_data.c --- */
 extern const qd_method qd_method_minmax, qd_method_mse, qd_method_ptq;

@@ -11,6 +11,7 @@ void qd_quant_report_clear(qd_quant_report *r)
     qd_free(r->layers);
     qd_free(r->eps_t);
     qd_free(r->eps_sqnr_db);
+    qd_recon_report_clear(&r->recon);
     qd_correction_free(r->correction);
     *r = (qd_quant_report){ 0 };
 }

@@ -107,6 +107,22 @@ static qd_node_id add_bias(rewrite *w, const qd_node *n, const qd_quant_layer *l
     return qd_graph_const(w->to, name, &layer->bias);
 }
 
+void qd_layout_codes_name(const qd_layout *l, int quantizer, char *name, size_t size)
+{
+    for (int k = 0; k < l->n_layers; k++) {
+        const qd_quant_layer *layer = &l->layers[k];
+        for (int p = 0; p < layer->n_parts; p++)
+            if (layer->part[p].quantizer == quantizer) {
+                snprintf(name, size, "%s%s.quantize", qd_graph_node(l->graph, layer->id)->name,
+                         layer->n_parts == 1 ? ""
+                         : p                 ? ".split1"
+                                             : ".split0");
+                return;
+            }
+    }
+    snprintf(name, size, "?");
+}
+
 static void add_layer(rewrite *w, const qd_quant_layer *layer)
 {
     const qd_node *n = qd_graph_node(w->from, layer->id);

@@ -2,7 +2,7 @@
 #include <string.h>
 
 #include "base/mem.h"
-#include "quant/quant_int.h"
+#include "quant/qncd_int.h"
 
 #define BATCH 8
 
@@ -32,26 +32,26 @@ static qd_status on_eps(void *ctx, int step, int t, int t_prev, const float *x, 
     return QD_OK;
 }
 
-qd_status qd_trajectories_denoiser(const qd_trajectories *j, const qd_graph *g, int64_t batch, const qd_run *run,
-                                   qd_denoiser **out, qd_err *err)
+qd_status qd_trajectories_denoiser(const qd_trajectories *j, const qd_graph *g, const qd_correction *groups,
+                                   int64_t batch, const qd_run *run, qd_grouped **out, qd_err *err)
 {
     const qd_denoiser_options o = {
         .batch = batch, .threads = qd_run_threads(run), .budget = qd_run_budget(run), .condition = j->options.condition
     };
-    return qd_denoiser_open(g, &o, out, err);
+    return qd_grouped_new(g, groups, &o, out, err);
 }
 
 qd_status qd_trajectories_run(const qd_trajectories *j, const qd_run *run, qd_err *err)
 {
-    qd_denoiser *d = NULL;
+    qd_grouped *d = NULL;
     qd_tensor x = { 0 };
     qd_run quiet = run ? *run : (qd_run){ 0 };
     quiet.progress = NULL; /* ours is told per trajectory set, not per sampling */
     const int64_t batch = qd_trajectory_batch(j->samples);
-    qd_status st = qd_trajectories_denoiser(j, j->graph, batch, run, &d, err);
+    qd_status st = qd_trajectories_denoiser(j, j->graph, j->groups, batch, run, &d, err);
     if (st)
         return st;
-    const qd_predictor p = qd_denoiser_predictor(d);
+    const qd_predictor p = qd_grouped_predictor(d);
     const qd_shape shape = QD_SHAPE(batch, p.channels, p.height, p.width);
     st = qd_tensor_init(&x, QD_F32, &shape, qd_run_budget(run), err);
     if (st)
@@ -70,7 +70,7 @@ qd_status qd_trajectories_run(const qd_trajectories *j, const qd_run *run, qd_er
     }
 out:
     qd_tensor_clear(&x);
-    qd_denoiser_free(d);
+    qd_grouped_free(d);
     return st;
 }
 

@@ -288,7 +288,8 @@ static int open_shipped(void **state)
                                 .options = { .steps = 10, .clip = -1, .seed = 3 },
                                 .samples = 4 };
     const qd_noise_options o = { .samples = 12, .interval = 3, .kappa = 1, .mu_max = 0.05 };
-    check_ok(qd_noise_collect(&o, QD_CORRECT_BOTH, &j, s->quantized, NULL, &s->correction, &err), &err);
+    check_ok(qd_correction_new(&o, QD_CORRECT_BOTH, &j, &s->correction, &err), &err);
+    check_ok(qd_noise_collect(s->correction, &o, &j, s->quantized, NULL, &err), &err);
     qd_quant_report_clear(&r);
     qd_params_free(p);
     *state = s;
