@@ -223,7 +223,8 @@ qd_status qd_denoiser_open(const qd_graph *g, const qd_denoiser_options *o, qd_d
                                    .n_inputs = d->n_inputs,
                                    .threads = o->threads,
                                    .backend = o->backend,
-                                   .budget = o->budget };
+                                   .budget = o->budget,
+                                   .take = o->take };
     st = qd_plan_compile(g, &plan, &d->plan, err);
     if (st)
         goto out;

@@ -147,6 +147,7 @@ typedef struct qd_denoiser_options {
     const struct qd_backend *backend; /* NULL = the default */
     qd_budget *budget;                /* may be NULL */
     const qd_condition *condition;    /* NULL for a network that takes none; shared, may go afterwards */
+    qd_graph *take;                   /* the very graph, to be taken apart (plan.h); NULL = leave it whole */
 } qd_denoiser_options;
 /* The predictor's eps is the guided one. QD_E_INVALID as qd_condition_check says. */
 qd_status qd_denoiser_open(const qd_graph *g, const qd_denoiser_options *o, qd_denoiser **out, qd_err *err);

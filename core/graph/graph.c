@@ -378,6 +378,12 @@ const qd_node *qd_graph_node(const qd_graph *g, qd_node_id id)
     return g->entries[id].node;
 }
 
+void qd_graph_let_go(qd_graph *g, qd_node_id id)
+{
+    assert(id >= 0 && id < g->n_nodes && g->entries[id].node->op == &qd_op_const);
+    qd_tensor_clear(&g->entries[id].node->value);
+}
+
 int qd_graph_inputs(const qd_graph *g)
 {
     return g->n_inputs;

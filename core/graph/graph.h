@@ -87,6 +87,10 @@ int64_t qd_node_int(const qd_node *n, const char *name);
 double qd_node_float(const qd_node *n, const char *name);
 const qd_attr *qd_node_ints(const qd_node *n, const char *name);
 
+/* Gives back the storage of a constant nobody will read again (other owners keep theirs): the graph is then good for nothing but
+ * qd_graph_free. */
+void qd_graph_let_go(qd_graph *g, qd_node_id id);
+
 /* How often each node's value is read by nodes and outputs: uses[n_nodes]. */
 void qd_graph_uses(const qd_graph *g, int *uses);
 

@@ -164,6 +164,70 @@ static qd_status lower_node(qd_lower *l, qd_node_id id, qd_err *err)
     return gr->kind == QD_GROUP_PASS ? qd_lower_pass(l, gr, err) : qd_lower_product(l, gr, err);
 }
 
+/* The place where a node is lowered: its own, or that of the group it runs in. */
+static qd_node_id place_of(const qd_lower *l, qd_node_id id)
+{
+    const int group = l->f.info[id].group;
+    return group < 0 ? id : l->f.groups[group].end;
+}
+
+/* Which constants nobody needs once node k is lowered, as lists: first[k], then next[c]; -1 ends. Steps that read a constant while
+ * they run have a reference of their own. */
+static qd_status find_last_readers(const qd_lower *l, qd_node_id **first, qd_node_id **next, qd_err *err)
+{
+    const int n = l->f.n;
+    qd_node_id *last = qd_alloc((size_t)n * sizeof(*last));
+    *first = qd_alloc((size_t)n * sizeof(**first));
+    *next = qd_alloc((size_t)n * sizeof(**next));
+    if (!last || !*first || !*next) {
+        qd_free(last);
+        return qd_fail(err, QD_E_NOMEM, "no memory for the constants of %d nodes", n);
+    }
+    for (qd_node_id id = 0; id < n; id++) {
+        const qd_node *node = qd_lower_node_of(l, id);
+        last[id] = id;
+        (*first)[id] = -1;
+        for (int k = 0; l->f.info[id].live && k < node->n_inputs; k++) {
+            const qd_node_id x = qd_fused_input(&l->f, id, k);
+            if (x >= 0 && place_of(l, id) > last[x])
+                last[x] = place_of(l, id);
+        }
+    }
+    for (qd_node_id id = 0; id < n; id++)
+        if (qd_lower_node_of(l, id)->op == &qd_op_const && !l->f.info[id].fixed) {
+            (*next)[id] = (*first)[last[id]];
+            (*first)[last[id]] = id;
+        }
+    qd_free(last);
+    return QD_OK;
+}
+
+static void let_go(qd_lower *l, qd_graph *take, qd_node_id id)
+{
+    qd_tensor_clear(&l->f.info[id].folded);
+    qd_graph_let_go(take, id);
+}
+
+static qd_status lower_nodes(qd_lower *l, const qd_plan_options *o, qd_err *err)
+{
+    qd_node_id *first = NULL, *next = NULL;
+    qd_status st = o->take ? find_last_readers(l, &first, &next, err) : QD_OK;
+    for (qd_node_id id = 0; id < l->f.n && !st; id++) {
+        const qd_node_info *info = &l->f.info[id];
+        if (info->live && info->same == id && qd_lower_node_of(l, id)->op != &qd_op_input) {
+            if (!info->folded.data)
+                st = lower_node(l, id, err);
+            if (!st && info->fixed)
+                st = watch(l, o, id, err);
+        }
+        for (qd_node_id c = o->take ? first[id] : -1; c >= 0 && !st; c = next[c])
+            let_go(l, o->take, c);
+    }
+    qd_free(first);
+    qd_free(next);
+    return st;
+}
+
 static qd_status lower_graph(qd_lower *l, const qd_plan_options *o, qd_err *err)
 {
     qd_plan *p = l->p;
@@ -186,15 +250,8 @@ static qd_status lower_graph(qd_lower *l, const qd_plan_options *o, qd_err *err)
         if (!st)
             st = watch(l, o, id, err);
     }
-    for (qd_node_id id = 0; id < l->f.n && !st; id++) {
-        const qd_node_info *info = &l->f.info[id];
-        if (!info->live || info->same != id || qd_lower_node_of(l, id)->op == &qd_op_input)
-            continue;
-        if (!info->folded.data)
-            st = lower_node(l, id, err);
-        if (!st && info->fixed)
-            st = watch(l, o, id, err);
-    }
+    if (!st)
+        st = lower_nodes(l, o, err);
     for (int k = 0; k < qd_graph_outputs(l->g) && !st; k++) {
         st = qd_lower_native(l, l->f.info[qd_graph_output_at(l->g, k)].same, &p->outputs[k], err);
         p->n_outputs = k + !st;

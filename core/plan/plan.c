@@ -230,6 +230,7 @@ qd_status qd_plan_compile(const qd_graph *g, const qd_plan_options *o, qd_plan *
     qd_shape *shapes = NULL;
     const int callers_threads = omp_get_max_threads();
 
+    assert(!o->take || o->take == g);
     qd_status st = qd_graph_verify(g, err);
     if (!st)
         st = check_options(g, o, err);

@@ -41,6 +41,9 @@ typedef struct qd_plan_options {
     void *observe_ctx;
 
     bool profile; /* keep the time of every step */
+    /* Not NULL: the very graph, which may be taken apart: each weight is let go once it is packed, so that the network is never in
+     * memory twice. Whatever comes out, it can then only be freed. */
+    qd_graph *take;
     /* Not NULL: only say how many bytes arena and packed weights would take; the arena is not made and *out is left as it was. */
     size_t *needs_bytes;
 } qd_plan_options;
