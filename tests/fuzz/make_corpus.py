@@ -466,6 +466,17 @@ def datasets():
         "jpeg-huge": b"\3\0\0" + JPEG.replace(bytes.fromhex("080008000801"), bytes.fromhex("08ffffffff01")),
         "jpeg-start": b"\3\0\0\xff\xd8\xff",
     }
+    golden = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "golden", "data")
+    for name in ("images.npy", "labels.npy", "fortran.npy", "objects.npy"):
+        with open(os.path.join(golden, name), "rb") as f:
+            seeds["npy-" + name[:-4]] = b"\4\0\0" + f.read()
+    for name in ("gnu.tar", "pax.tar", "web.tar"):
+        with open(os.path.join(golden, name), "rb") as f:
+            seeds["tar-" + name[:-4]] = b"\5\0\0" + f.read().rstrip(b"\0")
+    lists = [b'{"path": "a\\u0020b.png", "label": 3}\n{"image":"c","class":"9"}\n', b'label,path\n"x,""y",a b.png\nz,c\n', b"a b.png 3\nc.png 4\n",
+             b"\1\0\2\0"]
+    for kind, text in enumerate(lists):
+        seeds["list-%d" % kind] = bytes([6, kind, 0]) + text
     for name, seed in seeds.items():
         put("dataset", name, seed)
 
