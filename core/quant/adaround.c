@@ -10,14 +10,20 @@
 
 #define GAMMA (-0.1f)
 #define ZETA 1.1f
+#define REACH 0.6 /* of both from a half */
 #define SETTLED 0.05f
 
-/* --- functions of one value, written so that loops of them become vectors --- */
+/* --- functions of one value, written without branches so that loops of them become vectors --- */
+
+static inline float clamp(float x, float lo, float hi)
+{
+    x = x < lo ? lo : x;
+    return x > hi ? hi : x;
+}
 
 /* e^x for x in [-87, 88], to about 2 units in the last place (Cephes' expf). */
 static inline float exp_of(float x)
 {
-    x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
     const float n = (x * 1.44269504f + 12582912.0f) - 12582912.0f; /* to nearest */
     const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
     float p = 1.9875691500e-4f;
@@ -43,8 +49,8 @@ static inline float log_of(float x)
     } bits = { .f = x };
     const int32_t e = (bits.i >> 23) - 126;
     bits.i = (bits.i & 0x007fffff) | 0x3f000000; /* in [1/2, 1) */
-    const bool low = bits.f < 0.707106781f;
-    const float n = (float)(low ? e - 1 : e), r = low ? bits.f + bits.f - 1.0f : bits.f - 1.0f, z = r * r;
+    const int32_t low = bits.f < 0.707106781f;
+    const float n = (float)(e - low), r = bits.f + bits.f * (float)low - 1.0f, z = r * r;
     float p = 7.0376836292e-2f;
     p = p * r - 1.1514610310e-1f;
     p = p * r + 1.1676998740e-1f;
@@ -57,27 +63,28 @@ static inline float log_of(float x)
     return r + (r * z * p - n * 2.12194440e-4f - 0.5f * z) + n * 0.693359375f;
 }
 
-static inline float power_of(float u, float exponent)
+/* u^exponent, u held above `least` so that it is no less than e^-80. */
+static inline float power_of(float u, float exponent, float least)
 {
-    return exp_of(exponent * log_of(u < 1e-30f ? 1e-30f : u));
+    return exp_of(exponent * log_of(u < least ? least : u));
 }
 
+static float least_of(double exponent)
+{
+    return (float)fmax(exp(-80.0 / exponent), 1e-30);
+}
+
+/* |v| stays far from 87: beyond 2.4 nothing pulls it on. */
 static inline float soft_of(float v)
 {
-    const float h = (ZETA - GAMMA) / (1.0f + exp_of(-v)) + GAMMA;
-    return h < 0.0f ? 0.0f : h > 1.0f ? 1.0f : h;
+    return clamp((ZETA - GAMMA) / (1.0f + exp_of(-v)) + GAMMA, 0.0f, 1.0f);
 }
 
 /* h'(v) out of h. */
 static inline float slope_of(float h)
 {
     const float s = (h - GAMMA) * (1.0f / (ZETA - GAMMA));
-    return h > 0.0f && h < 1.0f ? s * (1.0f - s) * (ZETA - GAMMA) : 0.0f;
-}
-
-static inline float clamp(float x, float lo, float hi)
-{
-    return x < lo ? lo : x > hi ? hi : x;
+    return s * (1.0f - s) * (ZETA - GAMMA) * (float)((h > 0.0f) & (h < 1.0f));
 }
 
 /* --- setting up --- */
@@ -128,7 +135,8 @@ static void init_row(const qd_round *r, const float *weight, int64_t row)
             const double x = weight[i] / step, below = floor(x), rest = x - below;
             /* Beyond the codes nothing is learned: any floor outside them gives the same weight. */
             r->floor[i] = (int16_t)(below < r->qmin - 1 ? r->qmin - 1 : below > r->qmax ? r->qmax : below);
-            r->v[i] = (float)-log(((double)ZETA - GAMMA) / (rest - GAMMA) - 1.0);
+            /* -ln((zeta - gamma) / (rest - gamma) - 1), in the form that is 0 for a half to the last bit. */
+            r->v[i] = (float)log((REACH + (rest - 0.5)) / (REACH - (rest - 0.5)));
             r->h[i] = soft_of(r->v[i]);
         }
     }
@@ -218,7 +226,7 @@ static void gradient_row(void *ctx, int64_t row)
     const qd_round *r = j->r;
     const qd_round_step *s = j->step;
     const float lo = (float)r->qmin, hi = (float)r->qmax, b = (float)s->b;
-    const float force = (float)(-2.0 * s->lambda * s->b);
+    const float force = (float)(-2.0 * s->lambda * s->b), least = least_of(s->b - 1.0);
     for (int k = 0; k < r->n_runs; k++) {
         const int64_t at = row * r->columns + r->runs[k].begin, n = r->runs[k].length;
         const float scale = (float)(step_of(r, row, &r->runs[k]) * s->scale);
@@ -234,12 +242,12 @@ static void gradient_row(void *ctx, int64_t row)
         }
         for (int64_t i = 0; i < n; i++) {
             const float q = (float)below[i] + h[i];
-            out[i] = q > lo && q < hi ? out[i] * scale * slope_of(h[i]) : 0.0f;
+            out[i] = out[i] * scale * slope_of(h[i]) * (float)((q > lo) & (q < hi));
         }
         if (s->lambda > 0.0)
             for (int64_t i = 0; i < n; i++) {
-                const float x = 2.0f * h[i] - 1.0f, u = fabsf(x);
-                out[i] += force * power_of(u, b - 1.0f) * (x < 0.0f ? -1.0f : 1.0f) * slope_of(h[i]);
+                const float x = 2.0f * h[i] - 1.0f;
+                out[i] += force * copysignf(power_of(fabsf(x), b - 1.0f, least), x) * slope_of(h[i]);
             }
     }
 }
@@ -258,8 +266,10 @@ static void learn_row(void *ctx, int64_t row)
     float *const slot[2] = { r->m + at, r->s + at };
     gradient_row(ctx, row); /* into the place of the weight, which is made anew below */
     qd_optim_adam.apply(&qd_optim_adam.defaults, j->step->step, j->step->lr, r->v + at, j->out + at, slot, r->columns);
-    for (int64_t i = at; i < at + r->columns; i++)
-        r->h[i] = soft_of(r->v[i]);
+    const float *restrict v = r->v + at;
+    float *restrict h = r->h + at;
+    for (int64_t i = 0; i < r->columns; i++)
+        h[i] = soft_of(v[i]);
     weight_row(ctx, row);
 }
 
@@ -271,9 +281,10 @@ void qd_round_learn(qd_round *r, const qd_round_step *s, float *weight, int thre
 
 double qd_round_regulariser(const qd_round *r, double b)
 {
+    const float least = least_of(b);
     double sum = 0.0;
     for (int64_t i = 0; i < r->rows * r->columns; i++)
-        sum += 1.0 - (double)power_of(fabsf(2.0f * r->h[i] - 1.0f), (float)b);
+        sum += 1.0 - (double)power_of(fabsf(2.0f * r->h[i] - 1.0f), (float)b, least);
     return sum;
 }
 

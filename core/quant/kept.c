@@ -72,24 +72,32 @@ static int64_t peak_of(const qd_kept_values *k, int *at)
     return peak;
 }
 
+/* Every sample is seen as sampling shows it: with its condition, without it, or, guided, both ways (qncd.md 5). */
+static bool is_seen(const qd_calibration_set *set, bool with)
+{
+    const double w = set->condition ? set->condition->guidance : 1.0;
+    return with ? w != 0.0 : w != 1.0;
+}
+
 /* How many samples of each step to take: all, or as many as there is room for. */
 static qd_status choose_items(qd_kept_values *k, const qd_calibration_set *set, qd_err *err)
 {
     int at;
+    const int64_t groups = (int64_t)set->steps * (is_seen(set, true) + is_seen(set, false));
     const qd_budget *b = qd_run_budget(k->run);
     const int64_t peak = peak_of(k, &at);
     const size_t used = b ? b->used_bytes : 0;
     double room = ROOM_BYTES;
     if (b && b->limit_bytes)
         room = SHARE * (double)(b->limit_bytes > used ? b->limit_bytes - used : 0);
-    const double fits = room / ((double)peak * set->steps);
+    const double fits = room / ((double)peak * (double)groups);
     if (fits < 1.0)
         return qd_fail(
             err, QD_E_LIMIT,
             "block '%s' needs %lld bytes for its inputs and targets of one sample at %d time steps; %.0f may be kept",
             k->blocks->block[at].name, (long long)peak * set->steps, set->steps, room);
     k->per_step = fits < (double)set->samples ? (int64_t)fits : set->samples;
-    k->items = k->per_step * set->steps;
+    k->items = k->per_step * groups;
     k->batch = k->items < BATCH ? k->items : BATCH;
     return QD_OK;
 }
@@ -125,31 +133,49 @@ static qd_status new_value(const qd_kept_values *k, qd_node_id id, qd_tensor *t,
     return st ? qd_fail_in(err, st, "'%s' over the calibration set", qd_graph_node(k->layout->graph, id)->name) : QD_OK;
 }
 
-/* The inputs of the graph: the image, the time step, and what the denoiser is told (qd_layout_new has seen to it that there are no others). */
+/* What the items of one step, told one way, put into an input. */
+static void fill_step(const qd_kept_values *k, const qd_calibration_set *set, qd_node_id id, bool with, int step,
+                      char *to)
+{
+    const qd_node *n = qd_graph_node(k->layout->graph, id);
+    const size_t bytes = qd_kept_bytes(k, id);
+    if (id == k->layout->input) {
+        memcpy(to, (const char *)set->x.data + (size_t)(step * set->samples) * bytes, (size_t)k->per_step * bytes);
+        return;
+    }
+    if (strcmp(n->name, "timestep") != 0) {
+        qd_condition_fill(set->condition, n, with, set->first_sample, k->per_step, to);
+        return;
+    }
+    for (int64_t i = 0; i < k->per_step; i++)
+        if (n->dtype == QD_I64)
+            ((int64_t *)to)[i] = set->t[step];
+        else
+            ((float *)to)[i] = (float)set->t[step];
+}
+
+/* qd_layout_new has seen to it that there are no inputs but the image, the time step and what a condition fills. */
 static qd_status fill_inputs(qd_kept_values *k, const qd_calibration_set *set, qd_err *err)
 {
+    static const qd_condition nothing = { .guidance = 1.0 };
     const qd_graph *g = k->layout->graph;
     for (int i = 0; i < qd_graph_inputs(g); i++) {
         const qd_node_id id = qd_graph_input_at(g, i);
+        const qd_node *n = qd_graph_node(g, id);
         qd_tensor *t = &k->value[QD_NET_FLOAT][id];
-        const int64_t one = count_of(&k->one[id]);
-        qd_status st = new_value(k, id, t, err);
+        qd_status st = QD_OK;
+        if (id != k->layout->input && strcmp(n->name, "timestep") != 0)
+            st = qd_condition_check(set->condition ? set->condition : &nothing, n, err);
+        if (!st)
+            st = new_value(k, id, t, err);
         if (st)
             return st;
-        for (int64_t item = 0; item < k->items; item++) {
-            const int64_t step = item / k->per_step, sample = item % k->per_step;
-            if (id == k->layout->input)
-                memcpy(qd_f32(t) + item * one, qd_f32(&set->x) + (step * set->samples + sample) * one,
-                       (size_t)one * sizeof(float));
-            else if (strcmp(qd_graph_node(g, id)->name, "timestep") != 0 &&
-                     set->condition) /* checked when ranges were taken */
-                qd_condition_fill(set->condition, qd_graph_node(g, id), set->condition->guidance != 0.0,
-                                  set->first_sample + sample, 1, (char *)t->data + item * bytes_of(k, id));
-            else if (t->dtype == QD_I64)
-                ((int64_t *)t->data)[item] = set->t[step];
-            else
-                qd_f32(t)[item] = (float)set->t[step];
-        }
+        char *to = t->data;
+        for (int with = 1; with >= 0; with--)
+            for (int step = 0; step < set->steps && is_seen(set, with); step++) {
+                fill_step(k, set, id, with, step, to);
+                to += (size_t)k->per_step * qd_kept_bytes(k, id);
+            }
         qd_tensor_share(&k->value[QD_NET_CODES][id], t);
     }
     return QD_OK;

@@ -23,8 +23,8 @@ static qd_status check_options(const qd_layout *l, const qd_calibration_set *set
             return qd_fail(err, QD_E_INVALID,
                            "reconstruction needs at least one iteration and a batch of one, got %d and %d",
                            o->iterations, o->batch);
-        if (!(o->lr > 0.0) || !isfinite(o->lr) || !(o->lambda >= 0.0) || !isfinite(o->lambda))
-            return qd_fail(err, QD_E_INVALID, "lr must be > 0 and lambda >= 0, got %g and %g", o->lr, o->lambda);
+        if (!(o->lr > 0.0 && o->lr <= 1.0) || !(o->lambda >= 0.0) || !isfinite(o->lambda))
+            return qd_fail(err, QD_E_INVALID, "lr must be in (0, 1] and lambda >= 0, got %g and %g", o->lr, o->lambda);
         if (!(o->b_end >= 1.0 && o->b_start >= o->b_end && o->b_start <= 100.0))
             return qd_fail(err, QD_E_INVALID, "b must fall from at most 100 to at least 1, got %g to %g", o->b_start,
                            o->b_end);
@@ -234,7 +234,7 @@ static qd_status prepare(recon *r, qd_err *err)
     if (!r->report.blocks)
         return qd_fail(err, QD_E_NOMEM, "no memory for a report of %d blocks", r->learned);
     if (r->o->checkpoint)
-        st = qd_recon_store_init(&r->store, r->l, r->set, r->o, r->kept.items, r->run ? r->run->seed : 0, err);
+        st = qd_recon_store_init(&r->store, &r->kept, r->o, err);
     return st;
 }
 

@@ -68,7 +68,7 @@ qd_status qd_layer_restore(const qd_layout *l, const qd_quant_layer *layer, floa
 
 /* --- kept.c: values of both networks over the items of a calibration set --- */
 
-/* An item is one sample at one stored time step: number step * per_step + sample. */
+/* An item is one sample at one stored time step, told its condition or told nothing: first all steps one way, then the other. */
 typedef struct qd_kept_values {
     const qd_layout *layout;
     const qd_blocks *blocks;
@@ -182,8 +182,8 @@ typedef struct qd_recon_store {
     const char *folder;
     char key[QD_SHA256_HEX]; /* of all that the codes depend on */
 } qd_recon_store;
-qd_status qd_recon_store_init(qd_recon_store *s, const qd_layout *l, const qd_calibration_set *set,
-                              const qd_recon_options *o, int64_t items, uint64_t seed, qd_err *err);
+/* k: its inputs filled, nothing computed yet. */
+qd_status qd_recon_store_init(qd_recon_store *s, const qd_kept_values *k, const qd_recon_options *o, qd_err *err);
 /* *found: the block's codes are there, made from the same things, and are put into codes[k] and row. What is there but does not fit is
  * left alone with a warning. */
 qd_status qd_recon_store_load(const qd_recon_store *s, const qd_layout *l, const qd_block *b, int number,

@@ -56,19 +56,21 @@ static void add_layer(qd_buf *b, const qd_quant_layer *layer)
         add_tensor(b, &layer->bias);
 }
 
-qd_status qd_recon_store_init(qd_recon_store *s, const qd_layout *l, const qd_calibration_set *set,
-                              const qd_recon_options *o, int64_t items, uint64_t seed, qd_err *err)
+qd_status qd_recon_store_init(qd_recon_store *s, const qd_kept_values *k, const qd_recon_options *o, qd_err *err)
 {
+    const qd_layout *l = k->layout;
     qd_buf b;
     qd_buf_init(&b, 0);
-    for (qd_node_id id = 0; id < qd_graph_size(l->graph); id++)
+    for (qd_node_id id = 0; id < qd_graph_size(l->graph); id++) {
         add_node(&b, qd_graph_node(l->graph, id));
-    for (int k = 0; k < l->n_layers; k++)
-        add_layer(&b, &l->layers[k]);
+        if (k->value[QD_NET_FLOAT][id].data) /* what goes in */
+            add_tensor(&b, &k->value[QD_NET_FLOAT][id]);
+    }
+    for (int i = 0; i < l->n_layers; i++)
+        add_layer(&b, &l->layers[i]);
     qd_buf_addf(&b, "%d %d %d %a %a %a %a %a %a %a %d %" PRId64 " %" PRIu64 "\n", (int)o->how, o->iterations, o->batch,
-                o->lr, o->lambda, o->b_start, o->b_end, o->warmup, o->settled, o->damping, o->act_order, items, seed);
-    add_digest(&b, set->t, (size_t)set->steps * sizeof *set->t);
-    add_tensor(&b, &set->x);
+                o->lr, o->lambda, o->b_start, o->b_end, o->warmup, o->settled, o->damping, o->act_order, k->items,
+                k->run ? k->run->seed : 0);
     qd_status st = b.failed ? qd_fail(err, QD_E_NOMEM, "no memory for the key of a checkpoint") : QD_OK;
     if (!st) {
         qd_sha256(b.data, b.size, s->key);
