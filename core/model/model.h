@@ -92,15 +92,15 @@ const char *qd_config_key(const qd_config *c, int k);
 /* --- a model as found on disk --- */
 #define QD_FIRST_STAGE_MISSING "first_stage.missing" /* in meta: why the one of a pipeline is not there */
 typedef struct qd_model {
-    const char *format;   /* name of the row of formats.c that read it */
-    qd_weights *weights;  /* float weights by their names; NULL when `graph` is set */
-    qd_config *config;    /* the network's config.json; NULL when the format has none */
-    qd_config *scheduler; /* scheduler_config.json; NULL when absent */
-    qd_graph *graph;      /* formats that carry their own graph (bundles) */
+    const char *format;           /* name of the row of formats.c that read it */
+    qd_weights *weights;          /* float weights by their names; NULL when `graph` is set */
+    qd_config *config;            /* the network's config.json; NULL when the format has none */
+    qd_config *scheduler;         /* scheduler_config.json; NULL when absent */
+    qd_graph *graph;              /* formats that carry their own graph (bundles) */
     struct qd_model *first_stage; /* of latent diffusion, from vae/ or vqvae/; NULL when absent */
-    qd_weights *context; /* context.safetensors beside the network: what it can be told; NULL when absent */
-    qd_meta *meta;       /* whatever text came along */
-    uint64_t file_bytes; /* size of the weight files */
+    qd_weights *context;          /* context.safetensors beside the network: what it can be told; NULL when absent */
+    qd_meta *meta;                /* whatever text came along */
+    uint64_t file_bytes;          /* size of the weight files */
 } qd_model;
 
 typedef struct qd_format {

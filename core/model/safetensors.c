@@ -7,6 +7,8 @@
 #include <jansson.h>
 #include <stdatomic.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "base/fs.h"
 
@@ -54,6 +56,26 @@ static void map_unref(void *owner)
         qd_map_close(&m->map);
         qd_free(m);
     }
+}
+
+/* A tensor that points into a mapped file. */
+typedef struct mapped {
+    shared_map *map;
+    const uint8_t *data;
+    size_t bytes;
+} mapped;
+
+/* Its pages need not stay in memory for the sake of others of the file; whoever shares one at an end reads it again. */
+static void mapped_release(void *owner)
+{
+    mapped *t = owner;
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    const uintptr_t from = ((uintptr_t)t->data + page - 1) & ~(page - 1),
+                    to = ((uintptr_t)t->data + t->bytes) & ~(page - 1);
+    if (to > from)
+        madvise((void *)from, to - from, MADV_DONTNEED);
+    map_unref(t->map);
+    qd_free(t);
 }
 
 /* --- one entry of the header --- */
@@ -234,10 +256,14 @@ static qd_status make_tensor(const source *s, const uint8_t *data, const entry *
     }
     if (!s->map)
         return qd_tensor_wrap(t, e->dtype, &e->shape, p, NULL, NULL, err);
+    mapped *owner = qd_alloc(sizeof(*owner));
+    if (!owner)
+        return qd_fail(err, QD_E_NOMEM, "out of memory for tensor '%.200s'", e->name);
+    *owner = (mapped){ .map = s->map, .data = p, .bytes = bytes };
     atomic_fetch_add(&s->map->refs, 1);
-    st = qd_tensor_wrap(t, e->dtype, &e->shape, p, s->map, map_unref, err);
+    st = qd_tensor_wrap(t, e->dtype, &e->shape, p, owner, mapped_release, err);
     if (st)
-        map_unref(s->map);
+        mapped_release(owner);
     return st;
 }
 

@@ -148,8 +148,8 @@ typedef struct qd_trainer_options {
     int64_t batch_size; /* for the -1 of inputs */
     qd_optim_options optim;
     qd_lr_schedule schedule;
-    double clip_norm;                 /* 0 = off */
-    double ema_decay;                 /* 0 = no average is kept */
+    double clip_norm; /* 0 = off */
+    double ema_decay; /* 0 = no average is kept */
     /* Make values of the forward pass again in the backward pass instead of keeping all: the same gradients, byte for byte, in less memory for
      * about a third more work. Kept are the values of nodes of the network for which keeps() says so (the ends of its blocks); NULL: a
      * choice that needs few bytes. */

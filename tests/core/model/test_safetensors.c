@@ -566,10 +566,60 @@ static void shipped_file(void **state)
     qd_meta_free(meta);
 }
 
+/* Resident bytes of mapped files. */
+static size_t mapped_resident(void)
+{
+    char line[256];
+    size_t kib = 0;
+    FILE *f = fopen("/proc/self/status", "r");
+    assert_non_null(f);
+    while (fgets(line, sizeof(line), f))
+        if (strncmp(line, "RssFile:", 8) == 0)
+            kib = strtoul(line + 8, NULL, 10);
+    fclose(f);
+    return kib << 10;
+}
+
+/* A weight that was let go does not stay in memory because another of its file does. */
+static void pages_go_with_their_tensor(void **state)
+{
+    enum { EACH = 4 << 20 }; /* floats */
+    qd_err err = { 0 };
+    qd_weights *w = NULL;
+    const qd_shape shape = QD_SHAPE(EACH);
+    const char *path = in(harness_tmp(), "pages.safetensors");
+    float sum = 0;
+    check_ok(qd_weights_new(&w, &err), &err);
+    for (int k = 0; k < 2; k++) {
+        qd_tensor t = { 0 };
+        check_ok(qd_tensor_init(&t, QD_F32, &shape, NULL, &err), &err);
+        for (int i = 0; i < EACH; i++)
+            qd_f32(&t)[i] = (float)(i % 5 + k);
+        check_ok(qd_weights_add(w, k ? "b" : "a", &t, &err), &err);
+        qd_tensor_clear(&t);
+    }
+    check_ok(qd_safetensors_save(path, w, NULL, NULL, &err), &err);
+    qd_weights_free(w);
+
+    qd_tensor kept = { 0 };
+    check_ok(qd_safetensors_open(path, &w, NULL, &err), &err);
+    qd_tensor_share(&kept, qd_weights_find(w, "b"));
+    const size_t before = mapped_resident();
+    for (int i = 0; i < EACH; i += 512)
+        sum += qd_f32(qd_weights_find(w, "a"))[i] + qd_f32(&kept)[i];
+    const size_t read = mapped_resident();
+    assert_true(sum > 0 && read > before + EACH * 4); /* the kernel reads ahead: at least one of the two is all there */
+    qd_weights_free(w);
+    assert_true(mapped_resident() + EACH * 3 < read);
+    assert_true(qd_f32(&kept)[7] == 3.0f && qd_f32(&kept)[EACH - 1] == (float)((EACH - 1) % 5 + 1));
+    qd_tensor_clear(&kept);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(each_rule_refuses),
+        cmocka_unit_test(pages_go_with_their_tensor),
         cmocka_unit_test(lengths_are_checked_before_use),
         cmocka_unit_test(too_many_values_are_refused_early),
         cmocka_unit_test(long_names_are_refused),
