@@ -286,7 +286,12 @@ static qd_status read_table(qd_corrected *c, qd_err *err)
 qd_status qd_corrected_new(const qd_corrected_options *o, qd_corrected **out, qd_err *err)
 {
     const qd_denoiser_options d = {
-        .batch = o->batch, .threads = o->threads, .backend = o->backend, .budget = o->budget, .condition = o->condition
+        .batch = o->batch,
+        .threads = o->threads,
+        .backend = o->backend,
+        .budget = o->budget,
+        .condition = o->condition,
+        .take = o->take,
     };
     qd_corrected *c = qd_calloc(1, sizeof *c);
     if (!c)

@@ -195,6 +195,8 @@ qd_status qd_grouped_new(const qd_graph *g, const qd_correction *c, const qd_den
     d->correction = c;
     d->o = *o;
     d->n = c && c->n_groups > 0 ? c->n_groups : 1;
+    if (c && c->n_groups > 0) /* each group is made from it anew */
+        d->o.take = NULL;
     d->keep_all = qd_graph_param_bytes(g) * (size_t)d->n <= KEEP_BYTES;
     d->group = qd_calloc((size_t)d->n, sizeof(qd_denoiser *));
     qd_status st = d->group ? open_group(d, 0, err) : qd_fail(err, QD_E_NOMEM, "no memory for %d denoisers", d->n);

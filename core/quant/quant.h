@@ -114,6 +114,7 @@ typedef struct qd_corrected_options {
     int threads;
     const struct qd_backend *backend;
     qd_budget *budget;
+    qd_graph *take; /* the very graph, to be taken apart where one plan of it is enough (plan.h); NULL = leave it whole */
 } qd_corrected_options;
 /* QD_E_INVALID when the mode needs what the correction does not have. */
 qd_status qd_corrected_new(const qd_corrected_options *o, qd_corrected **out, qd_err *err);

@@ -63,6 +63,18 @@ void sv_denoise_clear(sv_denoise *d)
     memset(d, 0, sizeof *d);
 }
 
+void sv_denoise_let_go(sv_denoise *d)
+{
+    qd_weights_free(d->model->weights);
+    qd_graph_free(d->model->graph);
+    qd_model_free(d->model->first_stage);
+    qd_weights_free(d->model->context);
+    d->model->weights = d->model->context = NULL;
+    d->model->graph = NULL;
+    d->model->first_stage = NULL;
+    d->once = true;
+}
+
 qd_status sv_denoise_sampler(const sv_denoise *d, const qd_condition *condition, const qd_sampler *sampler,
                              int64_t batch, const qd_run *run, qd_corrected **out, qd_err *err)
 {
@@ -74,7 +86,8 @@ qd_status sv_denoise_sampler(const sv_denoise *d, const qd_condition *condition,
                                      .condition = condition,
                                      .batch = batch,
                                      .threads = qd_run_threads(run),
-                                     .budget = qd_run_budget(run) };
+                                     .budget = qd_run_budget(run),
+                                     .take = d->once ? d->graph : NULL };
     return qd_corrected_new(&o, out, err);
 }
 

@@ -94,6 +94,7 @@ typedef struct sv_denoise {
     qd_graph *decoder_graph;         /* latent to picture; NULL: samples are pictures */
     qd_decoder *decoder;             /* its plan, made with the first picture */
     float *decoded;                  // one picture of it
+    bool once;                       /* one sampler is all that will be made of the graph */
     double decode_s;                 /* spent decoding, */
     int decodes;                     /* so often */
     qd_correction *correction;       /* what a quantized denoiser carries; NULL = nothing */
@@ -101,6 +102,9 @@ typedef struct sv_denoise {
 } sv_denoise;
 qd_status sv_denoise_open(const char *path, const qd_run *run, sv_denoise *out, qd_err *err);
 void sv_denoise_clear(sv_denoise *d);
+/* Nothing but one sampler (and the decoder) will be made any more: gives the model's weights back, and lets the sampler take the graph
+ * apart. */
+void sv_denoise_let_go(sv_denoise *d);
 /* Ready to sample as the model corrects itself; told what `condition` says. Lends from d. */
 qd_status sv_denoise_sampler(const sv_denoise *d, const qd_condition *condition, const qd_sampler *sampler,
                              int64_t batch, const qd_run *run, qd_corrected **out, qd_err *err);

@@ -257,12 +257,16 @@ static qd_status run(sv_task *t, json_t **result, qd_err *err)
         st = qd_fail(err, QD_E_NOMEM, "no memory for %d pictures", w.count);
         goto out;
     }
+    const bool quantized = w.model.model->graph != NULL;
+    if (w.count <= w.batch || w.count % w.batch == 0) /* all batches are alike: one plan draws them all */
+        sv_denoise_let_go(&w.model);
     if ((st = draw_all(&w, err)) || (st = publish(&w, err)))
         goto out;
     *result = json_pack("{s:s, s:i, s:i, s:i, s:f, s:b, s:i, s:s, s:i, s:i}", "sampler", w.sampler->name, "steps",
                         w.options.steps, "images", w.count, "batch", w.batch, "seconds_per_image", w.seconds / w.count,
-                        "quantized", w.model.model->graph != NULL, "threads", qd_run_threads(&t->run), "correction",
+                        "quantized", quantized, "threads", qd_run_threads(&t->run), "correction",
                         qd_correction_mode_name(w.model.correcting), "calls", w.calls, "probe_calls", w.probes);
+    json_object_set_new(*result, "peak_bytes", json_integer((json_int_t)t->run.budget->peak_bytes));
     if (w.model.decodes > 0)
         sv_put_figure(*result, "seconds_per_decode", w.model.decode_s / w.model.decodes);
     if (w.model.condition.guidance != 1.0)
