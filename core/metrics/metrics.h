@@ -161,8 +161,8 @@ qd_status qd_feature_stats_save(const qd_feature_stats *s, const char *path, con
 qd_status qd_feature_stats_open(const char *path, qd_budget *budget, qd_feature_stats **out, struct qd_meta *meta,
                                 qd_err *err);
 
-/* Does the path hold such statistics? */
-bool qd_feature_stats_sniff(const char *path);
+/* Does the path hold such statistics? Packed ones are unpacked on the way, out of the budget. */
+bool qd_feature_stats_sniff(const char *path, qd_budget *budget);
 
 /* Frechet distances of the features and of the spatial values. */
 qd_status qd_fid(const qd_feature_stats *a, const qd_feature_stats *b, int threads, double *out, qd_err *err);

@@ -136,6 +136,7 @@ typedef struct origin {
     const qd_weights *w; /* tensors */
     const char *folder;  /* with mu.npy and so on */
     const char *npz;
+    qd_budget *budget;
 } origin;
 
 static qd_status find_array(const origin *o, const char *name, qd_tensor *out, qd_err *err)
@@ -147,14 +148,14 @@ static qd_status find_array(const origin *o, const char *name, qd_tensor *out, q
         if (t)
             qd_tensor_share(out, t);
     } else if (o->npz) {
-        st = qd_npy_take(o->npz, name, most, NULL, out, err);
+        st = qd_npy_take(o->npz, name, most, o->budget, out, err);
         st = st == QD_E_NOT_FOUND ? QD_OK : st;
     } else {
         char *path = qd_asprintf("%s/%s.npy", o->folder, name);
         if (!path)
             return qd_fail(err, QD_E_NOMEM, "no memory for a path");
         if (qd_fs_exists(path))
-            st = qd_npy_take(path, NULL, most, NULL, out, err);
+            st = qd_npy_take(path, NULL, most, o->budget, out, err);
         qd_free(path);
     }
     return st;
@@ -283,7 +284,7 @@ qd_status qd_feature_stats_open(const char *path, qd_budget *budget, qd_feature_
     qd_status st = s ? qd_meta_new(&own, err) : qd_fail(err, QD_E_NOMEM, "no memory for statistics of features");
     if (st)
         goto out;
-    s->budget = budget;
+    s->budget = o.budget = budget;
     if (qd_fs_is_dir(path))
         o.folder = path;
     else if (is_npz(path))
@@ -317,11 +318,11 @@ out:
     return st;
 }
 
-bool qd_feature_stats_sniff(const char *path)
+bool qd_feature_stats_sniff(const char *path, qd_budget *budget)
 {
     qd_weights *w = NULL;
     qd_tensor mu = { 0 }, sigma = { 0 };
-    origin o = { 0 };
+    origin o = { .budget = budget };
     if (qd_fs_is_dir(path))
         o.folder = path;
     else if (is_npz(path))

@@ -216,12 +216,21 @@ static qd_status find_model_by_hash(sv_task *t, const char *sha256, char **out, 
     return st;
 }
 
+qd_status sv_model_source(sv_task *t, const qd_model *m, char **out, qd_err *err)
+{
+    json_t *manifest = m->meta ? sv_json_read(qd_meta_find(m->meta, "manifest")) : NULL;
+    const char *sha256 = json_string_value(json_object_get(json_object_get(manifest, "source"), "sha256"));
+    *out = NULL;
+    const qd_status st = sha256 ? find_model_by_hash(t, sha256, out, err) : QD_OK;
+    json_decref(manifest);
+    return st;
+}
+
 /* Which other model helps this one: the decoder that is named, or what a bundle was made from. *out stays NULL when there is none. */
 static qd_status open_companion(sv_task *t, const sv_denoise *d, qd_model **out, qd_err *err)
 {
     const char *name = qd_params_string(t->params, "decoder");
     sv_model_row row = { 0 };
-    json_t *manifest = NULL;
     char *path = NULL;
     qd_status st = QD_OK;
 
@@ -232,17 +241,13 @@ static qd_status open_companion(sv_task *t, const sv_denoise *d, qd_model **out,
         if (!st && !(path = sv_task_file_path(t, &row)))
             st = qd_fail(err, QD_E_NOMEM, "no memory for a path");
     } else if (d->model->graph) {
-        manifest = sv_json_read(qd_meta_find(d->model->meta, "manifest"));
-        const char *sha256 = json_string_value(json_object_get(json_object_get(manifest, "source"), "sha256"));
-        if (sha256)
-            st = find_model_by_hash(t, sha256, &path, err);
+        st = sv_model_source(t, d->model, &path, err);
     }
     if (!st && path)
         st = qd_model_open(path, qd_run_budget(&t->run), out, err);
     if (st && name[0])
         qd_fail_in(err, st, "params.decoder");
     qd_free(path);
-    json_decref(manifest);
     sv_model_row_clear(&row);
     return st;
 }

@@ -93,30 +93,67 @@ static json_t *describe(const qd_dataset *d)
     return o;
 }
 
+/* {"dim", "spatial", "count", "rows", "feature_hash"}: count 0 and no hash where a file of others does not say. */
+static qd_status describe_statistics(const char *path, qd_budget *budget, json_t **out, qd_err *err)
+{
+    qd_feature_stats *s = NULL;
+    qd_meta *meta = NULL;
+    int64_t rows = 0;
+    qd_status st = qd_meta_new(&meta, err);
+    if (!st)
+        st = qd_feature_stats_open(path, budget, &s, meta, err);
+    if (!st) {
+        const char *hash = qd_meta_find(meta, "feature_hash");
+        qd_feature_stats_rows(s, &rows);
+        json_t *o = json_pack("{s:I, s:b, s:I, s:I}", "dim", (json_int_t)qd_feature_stats_dim(s), "spatial",
+                              qd_feature_stats_has_spatial(s), "count", (json_int_t)qd_feature_stats_count(s), "rows",
+                              (json_int_t)rows);
+        if (hash)
+            json_object_set_new(o, "feature_hash", json_string(hash)); /* left out where it is not UTF-8 */
+        *out = o;
+    }
+    qd_feature_stats_free(s);
+    qd_meta_free(meta);
+    return st;
+}
+
+/* What lies there: its format, its role, its summary. The texts are static. */
+static qd_status look(const char *path, const sv_settings *settings, qd_budget *budget, const char **format,
+                      const char **role, json_t **summary, qd_err *err)
+{
+    qd_dataset *d = NULL;
+    if (is_safetensors(path) && sv_context_sniff(path)) {
+        *format = "safetensors";
+        *role = SV_ROLE_CONTEXT;
+        return sv_context_inspect(path, budget, summary, err);
+    }
+    if (qd_feature_stats_sniff(path, budget)) {
+        *format = is_safetensors(path) ? "safetensors" : "npy";
+        *role = SV_ROLE_STATISTICS;
+        return describe_statistics(path, budget, summary, err);
+    }
+    const qd_status st = sv_dataset_open(path, settings, budget, &d, err);
+    if (st)
+        return st;
+    *format = d->format;
+    *role = d->classes > 0 ? "labelled" : "unlabelled";
+    *summary = describe(d);
+    qd_dataset_free(d);
+    return QD_OK;
+}
+
 qd_status sv_dataset_inspect(const char *path, const sv_settings *settings, char **format, char **role, char **summary,
                              qd_err *err)
 {
     qd_budget budget;
-    qd_dataset *d = NULL;
-    char *text = NULL, *format_copy = NULL, *role_copy = NULL;
-
+    const char *its_format, *its_role;
     json_t *o = NULL;
-    qd_status st;
     qd_budget_init(&budget, settings->job_memory_bytes > 0 ? (size_t)settings->job_memory_bytes : 0);
-    const bool context = is_safetensors(path) && sv_context_sniff(path);
-    if (context)
-        st = sv_context_inspect(path, &budget, &o, err);
-    else
-        st = sv_dataset_open(path, settings, &budget, &d, err);
+    const qd_status st = look(path, settings, &budget, &its_format, &its_role, &o, err);
     if (st)
         return st;
-    if (!context)
-        o = describe(d);
-    text = sv_json_text(o);
+    char *text = sv_json_text(o), *format_copy = qd_strdup(its_format), *role_copy = qd_strdup(its_role);
     json_decref(o);
-    format_copy = qd_strdup(context ? "safetensors" : d->format);
-    role_copy = qd_strdup(context ? SV_ROLE_CONTEXT : d->classes > 0 ? "labelled" : "unlabelled");
-    qd_dataset_free(d);
     if (!text || !format_copy || !role_copy) {
         qd_free(text);
         qd_free(format_copy);

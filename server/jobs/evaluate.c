@@ -1,10 +1,10 @@
-/* evaluate.c - the job that measures a model: accuracy of a classifier on a labelled data set. */
+/* evaluate.c - the job that measures a model: its methods, and accuracy of a classifier on a labelled data set. */
 #include <pthread.h>
 #include <string.h>
 
 #include "base/fs.h"
 #include "base/mem.h"
-#include "jobs/jobs_int.h"
+#include "jobs/evaluate_int.h"
 
 static const qd_param common[] = { { .name = NULL } };
 
@@ -20,15 +20,20 @@ static const qd_param accuracy_params[] = {
 };
 /* clang-format on */
 
+qd_status sv_evaluate_model(sv_store *store, const qd_params *p, const char *name, sv_model_row *out, qd_err *err)
+{
+    const char *given = qd_params_string(p, name);
+    const qd_status st = sv_models_get(store, given, out, err);
+    return st == QD_E_NOT_FOUND ? qd_fail(err, QD_E_INVALID, "params.%s: model '%.80s' does not exist", name, given)
+                                : st;
+}
+
 static qd_status find_reference(sv_store *store, const qd_params *p, sv_model_row *out, qd_err *err)
 {
-    const char *name = qd_params_string(p, "reference");
-    qd_status st = sv_models_get(store, name, out, err);
-    if (st == QD_E_NOT_FOUND)
-        return qd_fail(err, QD_E_INVALID, "params.reference: model '%.80s' does not exist", name);
+    qd_status st = sv_evaluate_model(store, p, "reference", out, err);
     if (!st && strcmp(out->role, "classifier") != 0)
-        st = qd_fail(err, QD_E_INVALID, "params.reference: model '%.80s' is a %s; a classifier is needed", name,
-                     out->role);
+        st = qd_fail(err, QD_E_INVALID, "params.reference: model '%.80s' is a %s; a classifier is needed",
+                     qd_params_string(p, "reference"), out->role);
     return st;
 }
 
@@ -111,7 +116,7 @@ static qd_status open_reference(work *w, qd_err *err)
     return st;
 }
 
-static qd_status save_table(sv_task *t, const json_t *figures, qd_err *err)
+qd_status sv_evaluate_report(sv_task *t, const json_t *figures, qd_err *err)
 {
     char *text = sv_json_text(figures), *path = qd_fs_join(t->dir, "report.json");
     qd_status st = text && path ? qd_fs_write(path, text, strlen(text), err)
@@ -146,7 +151,7 @@ static qd_status run_accuracy(sv_task *t, json_t **result, qd_err *err)
     if (!st)
         st = table(&w, compared, &figures, err);
     if (!st)
-        st = save_table(t, figures, err);
+        st = sv_evaluate_report(t, figures, err);
     if (!st) {
         *result = figures;
         figures = NULL;
@@ -163,8 +168,9 @@ out:
 
 /* --- rows --- */
 
-static const char *const roles[] = { "classifier", NULL };
-static sv_method rows[1];
+static const char *const roles[] = { "classifier", "denoiser", "other", NULL };
+enum { METHODS = 3 };
+static sv_method rows[METHODS];
 
 static void gather(void)
 {
@@ -178,13 +184,34 @@ static void gather(void)
         .check = check_accuracy,
         .run = run_accuracy,
     };
+    rows[1] = (sv_method){
+        .name = "fid",
+        .summary =
+            "Distance of a denoiser's pictures, or of pictures that exist, from a data set in the features of a network: "
+            "FID, sFID, KID, precision, recall, inception score.",
+        .params = sv_rows_join((const qd_param *const[]){ sv_fid_rows, sv_feature_rows, sv_draw_rows(), NULL }),
+        .needs_data = true,
+        .takes_statistics = true,
+        .check = sv_fid_check,
+        .run = sv_fid_run,
+    };
+    rows[2] = (sv_method){
+        .name = "fidelity",
+        .summary =
+            "A quantized denoiser beside the float one on the same noise: PSNR, SSIM and features of the pictures, noise and "
+            "drift step by step.",
+        .params = sv_rows_join((const qd_param *const[]){ sv_fidelity_rows, sv_feature_rows, sv_draw_rows(), NULL }),
+        .role = "denoiser",
+        .check = sv_fidelity_check,
+        .run = sv_fidelity_run,
+    };
 }
 
 static const sv_method *methods(int *n)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, gather);
-    *n = 1;
+    *n = METHODS;
     return rows;
 }
 

@@ -22,6 +22,7 @@ typedef struct sv_method {
     const qd_param *params;
     const char *role; /* of the models it takes */
     bool needs_data;  /* the job must name a data set; else it must not */
+    bool takes_statistics; /* which may be statistics of features instead of pictures */
     const char *const *drop_metrics;
     /* What can be wrong with its params beyond their rows: models they name. May be NULL. */
     qd_status (*check)(sv_store *store, const char *model_id, const qd_params *p, char pointer[128], qd_err *err);

@@ -119,6 +119,7 @@ qd_status sv_pictures_save(const qd_image *images, int n, bool pairs, const char
 
 /* --- condition.c: what denoisers are told, and who decodes their latents --- */
 #define SV_ROLE_CONTEXT "context"    /* of data sets */
+#define SV_ROLE_STATISTICS "statistics" /* the same: mean and covariance of features */
 #define SV_DECODER_NONE "none"       /* params.decoder */
 #define SV_META_LATENT "first_stage" /* in a bundle's metadata, when its samples are latents */
 extern const qd_param sv_condition_rows[];
@@ -126,6 +127,8 @@ extern const qd_param sv_condition_rows[];
 qd_status sv_condition_check(sv_store *store, const char *model_id, const qd_params *p, char pointer[128], qd_err *err);
 /* Fills condition and decoder_graph of an opened denoiser by the job's params. */
 qd_status sv_condition_open(sv_task *t, sv_denoise *d, qd_err *err);
+/* The path of the model a bundle was made from; *out (qd_free) stays NULL when it is not here, or the bundle does not say. */
+qd_status sv_model_source(sv_task *t, const qd_model *m, char **out, qd_err *err);
 /* Is it a file of contexts? And what it holds, for a data set's summary. */
 bool sv_context_sniff(const char *path);
 qd_status sv_context_inspect(const char *path, qd_budget *budget, json_t **out, qd_err *err);

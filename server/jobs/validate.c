@@ -413,6 +413,11 @@ static qd_status check_dataset(sv_store *store, const sv_kind *k, const sv_metho
         return refuse(pointer, "/dataset", err, "data set '%.80s' does not exist", json_string_value(v));
     if (st)
         return st;
+    if (strcmp(row.role, SV_ROLE_STATISTICS) == 0 && !m->takes_statistics) {
+        sv_model_row_clear(&row);
+        return refuse(pointer, "/dataset", err, "data set '%.80s' holds statistics of features, not pictures",
+                      json_string_value(v));
+    }
     if (strcmp(row.role, SV_ROLE_CONTEXT) == 0) {
         sv_model_row_clear(&row);
         return refuse(pointer, "/dataset", err, "data set '%.80s' holds contexts, not pictures", json_string_value(v));

@@ -104,7 +104,7 @@ def wrong_jobs_are_told_what_is_wrong(d):
         ({"kind": "quantize", "model": model, "params": {"method": "mse"}}, "/params/method", "takes a denoiser"),
         ({"kind": "quantize", "model": model, "dataset": grey, "max_drop": {"metric": "psnr_db", "value": 1}},
          "/max_drop/metric", "top1, agreement"),
-        ({"kind": "evaluate", "model": denoiser, "dataset": grey}, "/model", "takes a classifier"),
+        ({"kind": "evaluate", "model": denoiser, "dataset": grey, "params": {"method": "accuracy"}}, "/params/method", "takes a classifier"),
         ({"kind": "evaluate", "model": model, "dataset": grey, "params": {"reference": "nobody"}}, "/params/reference", "nobody"),
         ({"kind": "evaluate", "model": model, "dataset": grey, "params": {"reference": denoiser}}, "/params/reference", "denoiser"),
     ]:

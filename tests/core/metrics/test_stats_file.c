@@ -114,9 +114,9 @@ static void an_npz_file_is_read(void **state)
     check_ok(qd_fid(a, b, 1, &d, &err), &err);
     /* 1e-5: the pictures of b went through (x / 2 + 1/2 - 1/2) 2 in float */
     assert_true(fabs(d - golden_frechet[0]) < 1e-5 * golden_frechet[0]);
-    assert_true(qd_feature_stats_sniff(harness_source("tests/golden/metrics/stats.npz")));
-    assert_false(qd_feature_stats_sniff(harness_source("tests/golden/metrics/make_metrics.py")));
-    assert_false(qd_feature_stats_sniff(harness_source("tests/golden/metrics")));
+    assert_true(qd_feature_stats_sniff(harness_source("tests/golden/metrics/stats.npz"), NULL));
+    assert_false(qd_feature_stats_sniff(harness_source("tests/golden/metrics/make_metrics.py"), NULL));
+    assert_false(qd_feature_stats_sniff(harness_source("tests/golden/metrics"), NULL));
     qd_feature_stats_free(a);
     qd_feature_stats_free(b);
 }
