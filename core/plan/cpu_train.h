@@ -43,6 +43,11 @@ typedef struct qd_conv_train_step {
 } qd_conv_train_step;
 qd_status qd_add_conv_train_step(qd_plan *p, const qd_conv_train_step *c, qd_err *err);
 
+/* --- cpu_winograd.c: the same for 3 x 3 windows that move by one pixel --- */
+
+bool qd_winograd_fits(const qd_conv_train_step *c);
+qd_status qd_add_winograd_step(qd_plan *p, const qd_conv_train_step *c, qd_err *err);
+
 /* --- cpu_gemm_train.c: products with any side transposed --- */
 
 typedef struct qd_product_step {

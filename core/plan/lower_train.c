@@ -115,7 +115,9 @@ static qd_status lower_conv(qd_lower *l, qd_node_id id, bool *done, qd_err *err)
         st = qd_train_want(l, id, 2, QD_LAYOUT_ROW, &c.bias, err);
     if (!st)
         st = qd_lower_value(l, id, NULL, &c.out, err);
-    return st ? st : qd_add_conv_train_step(l->p, &c, err);
+    if (st)
+        return st;
+    return qd_winograd_fits(&c) ? qd_add_winograd_step(l->p, &c, err) : qd_add_conv_train_step(l->p, &c, err);
 }
 
 /* --- batch norm --- */

@@ -272,6 +272,7 @@ static void the_system_agrees(void **state)
     for (int recompute = 0; recompute < 2; recompute++) {
         const size_t small = peak_of(1, recompute), large = peak_of(64, recompute);
         fflush(stdout);
+        malloc_trim(0);
         const pid_t pid = fork();
         assert_true(pid >= 0);
         if (pid == 0) {

@@ -28,6 +28,31 @@ static void convolutions(void **state)
     }
 }
 
+/* Tiles that stick out, one image of one tile, few and many channels, panels that are not full, every padding. */
+static void convolutions_by_winograd(void **state)
+{
+    static const struct {
+        int64_t n, c, h, w, o, pads[4];
+        bool bias;
+    } cases[] = {
+        { 3, 32, 13, 10, 48, { 1, 1, 1, 1 }, true },  { 2, 48, 8, 8, 32, { 1, 1, 1, 1 }, false },
+        { 5, 32, 4, 4, 64, { 1, 1, 1, 1 }, false },   { 1, 80, 14, 18, 32, { 0, 0, 0, 0 }, true },
+        { 2, 32, 11, 7, 96, { 2, 2, 2, 2 }, false },  { 2, 64, 15, 15, 64, { 0, 2, 1, 1 }, true },
+        { 70, 32, 16, 16, 32, { 1, 1, 1, 1 }, true }, { 4, 272, 8, 8, 288, { 1, 1, 1, 1 }, false },
+    };
+    for (size_t k = 0; k < sizeof cases / sizeof *cases; k++) {
+        net t = fresh();
+        const qd_node_id x = input(&t, QD_SHAPE(cases[k].n, cases[k].c, cases[k].h, cases[k].w));
+        const qd_node_id w = input(&t, QD_SHAPE(cases[k].o, cases[k].c, 3, 3));
+        const qd_node_id b = cases[k].bias ? input(&t, QD_SHAPE(cases[k].o)) : -1;
+        const qd_node_id wide = qd_graph_add(t.g, &qd_op_conv2d, "conv", (qd_node_id[]){ x, w, b },
+                                             cases[k].bias ? 3 : 2, QD_ATTRS(qd_attr_ints("pads", 4, cases[k].pads)));
+        const qd_node_id y = qd_graph_add(t.g, &qd_op_affine, "small", QD_IN(wide), QD_ATTRS(QD_FLOAT("mul", 0.1)));
+        t.impl = "winograd";
+        check_exact(&t, y, 4, KINDS("conv", "conv back to input", "conv back to weight"));
+    }
+}
+
 static void transposed_convolutions(void **state)
 {
     for (int extra = 0; extra < 3; extra++) {
@@ -126,6 +151,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(convolutions),
+        cmocka_unit_test(convolutions_by_winograd),
         cmocka_unit_test(transposed_convolutions),
         cmocka_unit_test(batch_norms_with_what_follows),
         cmocka_unit_test(products),

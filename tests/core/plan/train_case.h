@@ -22,6 +22,7 @@ typedef struct net {
     qd_shape shapes[MOST];
     qd_node_id inputs[MOST];
     bool positive[MOST]; /* its values are */
+    const char *impl;    /* how the steps asked for begin to say who runs them; NULL = anyone but the plain loops */
     int n;
 } net;
 
@@ -70,7 +71,8 @@ static inline void run_net(const net *t, const qd_graph *d, const qd_backend *ba
         for (int k = 0; k < qd_plan_steps(p); k++) {
             qd_plan_step s;
             qd_plan_step_at(p, k, &s);
-            seen |= strcmp(s.kind, *kinds) == 0 && strcmp(s.impl, "plain loops") != 0;
+            seen |= strcmp(s.kind, *kinds) == 0 && strcmp(s.impl, "plain loops") != 0 &&
+                    (!t->impl || strncmp(s.impl, t->impl, strlen(t->impl)) == 0);
         }
         if (!seen) {
             qd_buf b;
