@@ -1,8 +1,6 @@
 /* cpu_attention.c - attention in float: some queries of one head at a time, so that their scores stay in the cache.
  *
  * Work is cut into pieces by shape alone; threads only share the pieces out, so results do not depend on their number. */
-#include <omp.h>
-
 #include "base/par.h"
 #include "plan/cpu_int.h"
 
@@ -28,7 +26,7 @@ static void attention_piece(void *ctx, int64_t i)
     const float *x[3];
     for (int k = 0; k < 3; k++)
         x[k] = w->in[k] + sample * (k ? a->s : a->t) * a->in[k].stride + a->in[k].begin + head * width;
-    float *scores = w->scores + (int64_t)omp_get_thread_num() * w->queries * a->s;
+    float *scores = w->scores + (int64_t)qd_par_thread() * w->queries * a->s;
 
     qd_blas_product(scores, x[0] + first * a->in[0].stride, x[1], queries, a->s, width, a->s, a->in[0].stride,
                     a->in[1].stride, true, a->scale);

@@ -4,7 +4,6 @@
  *   sum (q - zq)(k - zk) = sum q k' - zq sum k' + what is the same for all keys of a query,
  * which drops out of the softmax. Softmax weights of 16 bits are two planes of bytes, each multiplied by the values and added up as
  * 256 high + low: as many instructions as pairs of 16 bits would take, and no sum can overflow. */
-#include <omp.h>
 #include <string.h>
 
 #include "base/par.h"
@@ -57,7 +56,7 @@ static const uint8_t *codes_of(const qattention_state *w, int k, int64_t sample,
 
 static char *thread_room(const qattention_state *w)
 {
-    return w->threads + (size_t)omp_get_thread_num() * w->thread_bytes;
+    return w->threads + (size_t)qd_par_thread() * w->thread_bytes;
 }
 
 static void pack_piece(void *ctx, int64_t i)
