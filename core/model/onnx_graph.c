@@ -19,6 +19,8 @@ static const char *fault_of(const qd_onnx_node *n)
     for (int k = 0; k < n->n_attrs; k++)
         if (n->attr[k].kind == QD_ONNX_GRAPH)
             return "with a graph inside";
+    if (strcmp(n->op, "DynamicQuantizeLinear") == 0)
+        return "its scale is known at run time only";
     return is_alias(n->op) || qd_onnx_folds(n->op) || qd_onnx_op_find(n->op) ? NULL : "";
 }
 

@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import lzma
+import math
 import os
 import pickle
 import struct
@@ -315,6 +316,8 @@ def onnx():
     for _ in range(400):
         deep = onnx_node("If", ["x"], ["y"], pb(1, "then_branch") + pb(6, deep))
     i64 = lambda *v: struct.pack("<%dq" % len(v), *v)
+    f32 = lambda *v: struct.pack("<%df" % len(v), *v)
+    text = lambda name, s: pb(1, name) + pb(4, s) + pb(20, 3)
     external = pb(5, pb(1, 4) + pb(2, 1) + pb(8, "w") + pb(13, pb(1, "location") + pb(2, "../w.bin")) + pb(14, 1))
     seeds = {
         "relu": onnx_model(relu),
@@ -341,6 +344,29 @@ def onnx():
                                      onnx_node("Mod", ["s", "a"], ["u"]) + onnx_node("Reshape", ["x", "t"], ["y"]) +
                                      onnx_tensor("a", [], i64(0), 7)),
         "truncated": onnx_model(relu)[:-9],
+        "nan-weight": onnx_model(onnx_node("Gemm", ["x", "w"], ["y"]) + onnx_tensor("w", [4, 4], f32(0, math.nan, *[1] * 14))),
+        "infinite-weight": onnx_model(onnx_node("Gemm", ["x", "w"], ["y"]) + onnx_tensor("w", [4, 4], f32(*[1] * 15, math.inf))),
+        "infinite-mask": onnx_model(onnx_node("Add", ["x", "w"], ["y"]) + onnx_tensor("w", [4], f32(0, 0, -math.inf, 0))),
+        "scale-zero": onnx_model(onnx_node("QuantizeLinear", ["x", "s"], ["q"]) + onnx_node("DequantizeLinear", ["q", "s"], ["y"]) +
+                                 onnx_tensor("s", [], f32(0))),
+        "scales-of-x": onnx_model(onnx_node("QuantizeLinear", ["x", "s"], ["q"]) + onnx_node("DequantizeLinear", ["q", "s"], ["y"]) +
+                                  onnx_tensor("s", [4], f32(1, 2, 3, 4))),
+        "codes-of-16-bits": onnx_model(onnx_node("QuantizeLinear", ["x", "s"], ["q"], pb(1, "output_dtype") + pb(3, 4) + pb(20, 2)) +
+                                       onnx_node("DequantizeLinear", ["q", "s"], ["y"]) + onnx_tensor("s", [], f32(1)), 21),
+        "dynamic-codes": onnx_model(onnx_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]) +
+                                    onnx_node("DequantizeLinear", ["q", "s", "z"], ["y"])),
+        "block-extremes": onnx_model(onnx_node("DequantizeLinear", ["w", "s"], ["wf"], pb(1, "block_size") + pb(3, (1 << 63) - 1) + pb(20, 2),
+                                               pb(1, "axis") + pb(3, -(1 << 63)) + pb(20, 2)) + onnx_node("MatMul", ["x", "wf"], ["y"]) +
+                                     onnx_tensor("w", [4, 4], bytes(16), 3) + onnx_tensor("s", [1, 4], f32(1, 1, 1, 1)), 21),
+        "nibbles-odd": onnx_model(onnx_node("DequantizeLinear", ["w", "s"], ["wf"]) + onnx_node("Add", ["x", "wf"], ["y"]) +
+                                  onnx_tensor("w", [1, 3], b"\x21\x03", 22) + onnx_tensor("s", [], f32(0.5)), 21, ("y", "N", 3), ("x", "N", 3)),
+        "nibbles-short": onnx_model(onnx_node("DequantizeLinear", ["w", "s"], ["wf"]) + onnx_node("Add", ["x", "wf"], ["y"]) +
+                                    onnx_tensor("w", [4, 4], bytes(7), 21) + onnx_tensor("s", [], f32(0.5)), 21),
+        "einsum-odd": onnx_model(onnx_node("Einsum", ["x", "x"], ["y"], text("equation", "ii,...i->...k"))),
+        "einsum-long": onnx_model(onnx_node("Einsum", ["x", "x"], ["y"], text("equation", "ab,cd->abcdefghijklmnop"))),
+        "tile-extremes": onnx_model(onnx_node("Tile", ["x", "r"], ["y"]) + onnx_tensor("r", [2], i64(1, (1 << 62) + 1), 7)),
+        "scatter-outside": onnx_model(onnx_node("ScatterND", ["w", "i", "u"], ["c"]) + onnx_node("Add", ["x", "c"], ["y"]) +
+                                      onnx_tensor("w", [4], f32(0, 0, 0, 0)) + onnx_tensor("i", [1, 1], i64(1 << 40), 7) + onnx_tensor("u", [1], f32(1))),
     }
     for name, data in seeds.items():
         put("onnx", name, data)

@@ -46,6 +46,44 @@ static void words_name_the_tensor(void **state)
                 "tensor 'w' lies in another file ('../w.bin')", &err);
 }
 
+static void weights_must_be_finite(void **state)
+{
+    qd_err err = { 0 };
+    check_fails(read_bytes(SEED("nan-weight"), NULL, &err), QD_E_NUMERIC, "tensor 'w' holds NaN at element 1", &err);
+    check_fails(read_bytes(SEED("infinite-weight"), NULL, &err), QD_E_NUMERIC,
+                "tensor 'w' holds infinity at element 15; weights must be finite", &err);
+    check_ok(read_bytes(SEED("infinite-mask"), NULL, &err), &err); /* before a softmax it has a meaning */
+}
+
+static void words_name_what_is_wrong_with_codes(void **state)
+{
+    qd_err err = { 0 };
+    check_fails(read_bytes(SEED("scale-zero"), NULL, &err), QD_E_FORMAT,
+                "node 'QuantizeLinear_0' (QuantizeLinear): scale 0 must be finite and > 0, got 0", &err);
+    check_fails(read_bytes(SEED("scales-of-x"), NULL, &err), QD_E_UNSUPPORTED,
+                "a computed value with more than one scale", &err);
+    check_fails(read_bytes(SEED("codes-of-16-bits"), NULL, &err), QD_E_UNSUPPORTED, "codes of type uint16 (4)", &err);
+    check_fails(read_bytes(SEED("dynamic-codes"), NULL, &err), QD_E_UNSUPPORTED,
+                "'DynamicQuantizeLinear_0' (DynamicQuantizeLinear, its scale is known at run time only)", &err);
+    check_fails(read_bytes(SEED("block-extremes"), NULL, &err), QD_E_FORMAT, "block_size 9223372036854775807", &err);
+    check_fails(read_bytes(SEED("nibbles-short"), NULL, &err), QD_E_FORMAT,
+                "tensor 'w' uint4 [4, 4] needs 8 bytes, the file gives 7", &err);
+    check_ok(read_bytes(SEED("nibbles-odd"), NULL, &err), &err);
+}
+
+static void odd_equations_and_copies_are_refused(void **state)
+{
+    qd_err err = { 0 };
+    check_fails(read_bytes(SEED("einsum-odd"), NULL, &err), QD_E_FORMAT, "node 'Einsum_0' (Einsum): the equation",
+                &err);
+    check_fails(read_bytes(SEED("einsum-long"), NULL, &err), QD_E_UNSUPPORTED, "the equation 'ab,cd->abcdefghijklmnop'",
+                &err);
+    check_fails(read_bytes(SEED("tile-extremes"), NULL, &err), QD_E_UNSUPPORTED,
+                "4611686018427387905 repeats of axis 1", &err);
+    check_fails(read_bytes(SEED("scatter-outside"), NULL, &err), QD_E_FORMAT, "index 1099511627776 is outside 0..3",
+                &err);
+}
+
 static void many_unknown_nodes_are_counted(void **state)
 {
     qd_err err = { 0 };
@@ -193,6 +231,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(words_name_the_node),
         cmocka_unit_test(words_name_the_tensor),
+        cmocka_unit_test(weights_must_be_finite),
+        cmocka_unit_test(words_name_what_is_wrong_with_codes),
+        cmocka_unit_test(odd_equations_and_copies_are_refused),
         cmocka_unit_test(many_unknown_nodes_are_counted),
         cmocka_unit_test(size_and_depth_are_bounded),
         cmocka_unit_test(amplification_is_refused),
