@@ -99,6 +99,7 @@ const qd_optim qd_optim_lars = {
     .summary = "Momentum with a rate for each tensor in proportion to its length.",
     .defaults = { .rule = &qd_optim_lars, .momentum = 0.9, .weight_decay = 1e-6, .trust = 1e-3 },
     .slots = 1,
+    .by_tensor = true,
     .apply = lars_apply,
 };
 

@@ -5,12 +5,14 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/par.h"
 #include "graph/op.h"
 #include "nn/train_int.h"
 #include "plan/plan.h"
 
-#define ALIGN 16 /* floats */
-#define SLOTS 2  /* the most an optimizer has */
+#define ALIGN 16                 /* floats */
+#define SLOTS 2                  /* the most an optimizer has */
+#define PIECE ((int64_t)1 << 16) /* of the flat arrays that one thread sweeps */
 
 typedef struct norm {
     qd_node_id mean, var;    /* constants of the network */
@@ -334,18 +336,31 @@ static void follow(const qd_trainer *t, norm *m)
     }
 }
 
-static void optimize(qd_trainer *t, double lr)
+/* One run of the optimizer: its pieces are tensors, or stretches of all of them together with the gaps between. */
+typedef struct sweep {
+    qd_trainer *t;
+    double lr;
+} sweep;
+
+static void sweep_piece(void *ctx, int64_t i)
 {
+    const sweep *s = ctx;
+    qd_trainer *t = s->t;
+    const bool whole = t->o.optim.rule->by_tensor;
+    const int64_t at = whole ? t->begin[i] : i * PIECE, left = t->total - at;
+    const int64_t n = whole ? qd_tensor_count(&constant_of(t, (int)i)->value) : left < PIECE ? left : PIECE;
+    float *const slot[SLOTS] = { t->slot[0] ? t->slot[0] + at : NULL, t->slot[1] ? t->slot[1] + at : NULL };
+    t->o.optim.rule->apply(&t->o.optim, t->step + 1, s->lr, t->w + at, t->grad + at, slot, n);
+    if (t->ema)
+        qd_ema_update(t->ema + at, t->w + at, n, t->o.ema_decay);
+}
+
+static void optimize(qd_trainer *t, double lr, int threads)
+{
+    sweep s = { .t = t, .lr = lr };
     if (t->o.clip_norm > 0.0)
         qd_clip_norm(t->grad, t->total, t->o.clip_norm);
-    for (int k = 0; k < t->t.n_params; k++) {
-        const int64_t at = t->begin[k];
-        float *const slot[SLOTS] = { t->slot[0] ? t->slot[0] + at : NULL, t->slot[1] ? t->slot[1] + at : NULL };
-        t->o.optim.rule->apply(&t->o.optim, t->step + 1, lr, t->w + at, t->grad + at, slot,
-                               qd_tensor_count(&constant_of(t, k)->value));
-    }
-    if (t->ema)
-        qd_ema_update(t->ema, t->w, t->total, t->o.ema_decay);
+    qd_par_for(threads, t->o.optim.rule->by_tensor ? t->t.n_params : (t->total + PIECE - 1) / PIECE, sweep_piece, &s);
     for (int k = 0; k < t->t.n_norms; k++)
         follow(t, &t->norms[k]);
 }
@@ -362,7 +377,7 @@ static qd_status one_step(qd_trainer *t, const qd_run *run, qd_err *err)
         st = qd_fail(err, QD_E_NUMERIC, "the loss of step %lld is %g", (long long)t->step, (double)t->loss);
     if (st)
         return st;
-    optimize(t, lr);
+    optimize(t, lr, qd_run_threads(run));
     qd_run_metric(run, "loss", t->step, t->loss);
     qd_run_metric(run, "lr", t->step, lr);
     t->step++;

@@ -195,6 +195,7 @@ static bool measure(const train_net *net, const options *o, int threads)
     filled f = { .net = net, .n = o->batch ? o->batch : net->batch };
     qd_trainer_options trainer = { .network = g,
                                    .trains = train_net_trains,
+                                   .batch_norm = net->batch_norm,
                                    .loss = loss,
                                    .batch = batch,
                                    .ctx = &f,

@@ -299,7 +299,7 @@ const train_net train_nets[] = {
     { "gdfq", "the generator before its teacher (ris.md 2.4)", 200, true, make_generator, judge, fill_latents,
       &qd_optim_adam, 1e-3 },
     { "student", "ResNet-20 with weights and activations of 4 bits", 200, false, make_student, classify, fill_images,
-      &qd_optim_sgd, 1e-3 },
+      &qd_optim_sgd, 1e-3, QD_BN_FROZEN },
     { "unet", "UNet2DModel of 64 and 128 channels", 8, false, make_unet, denoise, fill_noise, &qd_optim_adam, 1e-4 },
     { .name = NULL },
 };

@@ -14,6 +14,7 @@ typedef struct train_net {
     void (*fill)(int64_t n, void *const *inputs); /* of a batch of n */
     const qd_optim *optim;
     double lr;
+    qd_bn_mode batch_norm;
 } train_net;
 
 extern const train_net train_nets[]; /* ends with name NULL */
