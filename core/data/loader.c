@@ -2,78 +2,14 @@
  *
  * An epoch is a list of samples. Its batches are cut into pieces of a few pictures; threads take the pieces in order and write each into
  * its batch's slot of a ring, so who does what changes nothing. One mutex guards the counters; pictures are written outside it. */
-#include "data/data_int.h"
+#include "data/loader_int.h"
 
 #include <assert.h>
-#include <math.h>
-#include <pthread.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
-#include "base/rng.h"
-
 enum { PIECE = 8, PATIENCE_MS = 50 };
-/* Parts of the shuffling stream; its lowest 24 bits are the epoch. */
-#define STREAM_ORDER (QD_STREAM_SHUFFLE | 1ull << 48)
-#define STREAM_WEIGHTS (QD_STREAM_SHUFFLE | 2ull << 48)
-
-/* What is chosen of one part of the union. */
-typedef struct share {
-    const qd_samples *samples;
-    int64_t count, base; // base: its sample 0 in the numbering of all parts
-    int64_t *chosen;     // [n]; NULL = all
-    double *sums;        // [count], running sums of weights; NULL = not drawn by weight
-    int64_t n;           // samples of an epoch
-    size_t bytes;        // drawn for the two
-} share;
-
-typedef struct slot {
-    float *x;
-    int32_t *label, *part;
-    int64_t *sample;
-    int done;       // pieces
-    int64_t failed; // the first picture of the batch that failed; -1 = none
-    qd_err err;
-} slot;
-
-/* What each thread has for itself. */
-typedef struct hand {
-    pthread_t thread;
-    qd_loader *loader;
-    qd_view_room *room;
-    qd_image hold;
-    bool started;
-} hand;
-
-struct qd_loader {
-    share part[QD_LOADER_PARTS];
-    int parts;
-    qd_augment augment;
-    qd_loader_options o;
-    const qd_run *run;
-    qd_budget *budget;
-    int channels, height, width;
-    size_t fixed_bytes, order_bytes;
-
-    /* the epoch: written while no piece is under way */
-    int64_t epoch, n; // n = samples in the order
-    int64_t *order;   // [n], numbers over all parts
-    int64_t batches;
-
-    int slots, hands;
-    slot *slot;
-    hand *hand;
-
-    pthread_mutex_t mutex;
-    pthread_cond_t work, ready; /* pieces may be taken; one is done */
-    bool made, running, quit;
-    atomic_bool halt;    /* pieces under way are not wanted any more */
-    int64_t next, end;   // pieces: the next to take, one past the last
-    int64_t given, lent; // batches: the next to give, and those still with the caller (given - lent are free again)
-    int active;          // pieces under way
-};
 
 static int pieces_of_batch(const qd_loader *l)
 {
@@ -88,7 +24,7 @@ static int size_of_batch(const qd_loader *l, int64_t b)
 
 /* --- one picture, one piece --- */
 
-static const share *part_of(const qd_loader *l, int64_t number, int *index)
+static const qd_share *part_of(const qd_loader *l, int64_t number, int *index)
 {
     int p = l->parts - 1;
     while (p > 0 && number < l->part[p].base)
@@ -97,11 +33,11 @@ static const share *part_of(const qd_loader *l, int64_t number, int *index)
     return &l->part[p];
 }
 
-static qd_status prepare(const qd_loader *l, hand *h, slot *s, int n, int i, int64_t number, qd_err *err)
+static qd_status prepare(const qd_loader *l, qd_hand *h, qd_slot *s, int n, int i, int64_t number, qd_err *err)
 {
     const size_t size = (size_t)l->channels * (size_t)l->height * (size_t)l->width;
     int which;
-    const share *p = part_of(l, number, &which);
+    const qd_share *p = part_of(l, number, &which);
     qd_pixels px;
     qd_status st = qd_samples_get(p->samples, number - p->base, &h->hold, &px, err);
     if (st)
@@ -129,11 +65,11 @@ static qd_status prepare(const qd_loader *l, hand *h, slot *s, int n, int i, int
 }
 
 /* The pictures of a piece; returns the first that failed, -1 when none did. */
-static int64_t prepare_piece(qd_loader *l, hand *h, int64_t piece, qd_err *err)
+static int64_t prepare_piece(qd_loader *l, qd_hand *h, int64_t piece, qd_err *err)
 {
     const int64_t b = piece / pieces_of_batch(l);
     const int n = size_of_batch(l, b), first = (int)(piece % pieces_of_batch(l)) * PIECE;
-    slot *s = &l->slot[b % l->slots];
+    qd_slot *s = &l->slot[b % l->slots];
     for (int i = first; i < n && i < first + PIECE; i++) {
         if (atomic_load_explicit(&l->halt, memory_order_relaxed))
             return -1;
@@ -146,7 +82,7 @@ static int64_t prepare_piece(qd_loader *l, hand *h, int64_t piece, qd_err *err)
 /* With the mutex. */
 static void finish_piece(qd_loader *l, int64_t piece, int64_t failed, const qd_err *err)
 {
-    slot *s = &l->slot[piece / pieces_of_batch(l) % l->slots];
+    qd_slot *s = &l->slot[piece / pieces_of_batch(l) % l->slots];
     s->done++;
     /* The first of the batch, whichever thread was faster. */
     if (failed >= 0 && (s->failed < 0 || failed < s->failed)) {
@@ -165,7 +101,7 @@ static bool may_take(const qd_loader *l)
 
 static void *work(void *ctx)
 {
-    hand *h = ctx;
+    qd_hand *h = ctx;
     qd_loader *l = h->loader;
     pthread_mutex_lock(&l->mutex);
     while (!l->quit) {
@@ -313,7 +249,7 @@ static qd_status make_slots(qd_loader *l, qd_err *err)
     l->fixed_bytes = one * (size_t)l->slots;
     l->slot = qd_calloc((size_t)l->slots, sizeof *l->slot);
     for (int k = 0; l->slot && k < l->slots; k++) {
-        slot *s = &l->slot[k];
+        qd_slot *s = &l->slot[k];
         s->x = qd_alloc_aligned(size);
         s->label = qd_calloc(n, sizeof *s->label);
         s->part = qd_calloc(n, sizeof *s->part);
@@ -396,148 +332,11 @@ qd_status qd_loader_new(const qd_samples *const *part, int parts, const qd_augme
     return QD_OK;
 }
 
-/* --- what an epoch shows --- */
-
-/* Room for a part's choice instead of what it had. */
-static qd_status draw_again(qd_loader *l, share *p, size_t bytes, qd_err *err)
-{
-    const qd_status st = qd_budget_draw(l->budget, bytes, "the choice of samples", err);
-    if (st)
-        return st;
-    qd_budget_give(l->budget, p->bytes);
-    p->bytes = bytes;
-    return QD_OK;
-}
-
-qd_status qd_loader_choose(qd_loader *l, int which, const int64_t *sample, int64_t n, qd_err *err)
-{
-    assert(which >= 0 && which < l->parts);
-    share *p = &l->part[which];
-    int64_t *copy = NULL;
-    if (sample && (n < 0 || n > QD_SAMPLES_MAX))
-        return qd_fail(err, QD_E_INVALID, "%lld samples are chosen of part %d; 0..%lld are handled", (long long)n,
-                       which, (long long)QD_SAMPLES_MAX);
-    for (int64_t k = 0; sample && k < n; k++)
-        if (sample[k] < 0 || sample[k] >= p->count)
-            return qd_fail(err, QD_E_INVALID, "sample %lld is chosen of part %d, which has 0..%lld",
-                           (long long)sample[k], which, (long long)p->count - 1);
-    if (sample) {
-        copy = qd_alloc((size_t)n * sizeof *copy);
-        if (!copy)
-            return qd_fail(err, QD_E_NOMEM, "no memory to choose %lld samples", (long long)n);
-        memcpy(copy, sample, (size_t)n * sizeof *copy);
-    }
-    const qd_status st = draw_again(l, p, copy ? (size_t)n * sizeof *copy : 0, err);
-    if (st) {
-        qd_free(copy);
-        return st;
-    }
-    qd_free(p->chosen);
-    qd_free(p->sums);
-    p->sums = NULL;
-    p->chosen = copy;
-    p->n = sample ? n : p->count;
-    return QD_OK;
-}
-
-qd_status qd_loader_weigh(qd_loader *l, int which, const double *weight, int64_t n, qd_err *err)
-{
-    assert(which >= 0 && which < l->parts);
-    share *p = &l->part[which];
-    double total = 0.0;
-    if (!weight)
-        return qd_loader_choose(l, which, NULL, 0, err);
-    if (n < 0 || n > QD_SAMPLES_MAX)
-        return qd_fail(err, QD_E_INVALID, "%lld samples are drawn of part %d; 0..%lld are handled", (long long)n, which,
-                       (long long)QD_SAMPLES_MAX);
-    double *sums = qd_alloc((size_t)p->count * sizeof *sums);
-    if (!sums)
-        return qd_fail(err, QD_E_NOMEM, "no memory for %lld weights", (long long)p->count);
-    qd_status st = QD_OK;
-    for (int64_t k = 0; k < p->count && !st; k++) {
-        if (!(weight[k] >= 0.0) || !isfinite(weight[k]))
-            st = qd_fail(err, QD_E_INVALID, "the weight of sample %lld of part %d is %g; want a finite one >= 0",
-                         (long long)k, which, weight[k]);
-        sums[k] = total += weight[k];
-    }
-    if (!st && (!(total > 0.0) || !isfinite(total)))
-        st = qd_fail(err, QD_E_INVALID, "the weights of part %d add up to %g", which, total);
-    if (!st)
-        st = draw_again(l, p, (size_t)p->count * sizeof *sums, err);
-    if (st) {
-        qd_free(sums);
-        return st;
-    }
-    qd_free(p->chosen);
-    qd_free(p->sums);
-    p->chosen = NULL;
-    p->sums = sums;
-    p->n = n;
-    return QD_OK;
-}
-
-static int64_t samples_of_epoch(const qd_loader *l)
-{
-    int64_t n = 0;
-    for (int k = 0; k < l->parts; k++)
-        n += l->part[k].n;
-    return n;
-}
-
-int64_t qd_loader_batches(const qd_loader *l)
-{
-    const int64_t n = samples_of_epoch(l), b = l->o.batch;
-    return l->o.drop_last ? n / b : (n + b - 1) / b;
-}
-
-/* The first k with sums[k] > at: where a weight of 0 is never met. */
-static int64_t find_sum(const double *sums, int64_t n, double at)
-{
-    int64_t lo = 0, hi = n - 1;
-    while (lo < hi) {
-        const int64_t mid = lo + (hi - lo) / 2;
-        if (sums[mid] > at)
-            hi = mid;
-        else
-            lo = mid + 1;
-    }
-    return lo;
-}
-
-static int64_t *put_part(int64_t *order, const qd_loader *l, int which, int64_t epoch)
-{
-    const share *p = &l->part[which];
-    if (p->sums) {
-        const double total = p->sums[p->count - 1];
-        qd_rng r;
-        qd_rng_init(&r, l->o.seed, STREAM_WEIGHTS | (uint64_t)which << 24 | (uint64_t)epoch);
-        for (int64_t k = 0; k < p->n; k++) {
-            const double u = (double)(qd_rng_u64(&r) >> 11) * 0x1p-53;
-            *order++ = p->base + find_sum(p->sums, p->count, u * total);
-        }
-        return order;
-    }
-    for (int64_t k = 0; k < p->n; k++)
-        *order++ = p->base + (p->chosen ? p->chosen[k] : k);
-    return order;
-}
-
-/* Durstenfeld's shuffle; below 2^32 samples, so a word decides. */
-static void shuffle(int64_t *order, int64_t n, uint64_t seed, int64_t epoch)
-{
-    qd_rng r;
-    qd_rng_init(&r, seed, STREAM_ORDER | (uint64_t)epoch);
-    for (int64_t k = n - 1; k > 0; k--) {
-        const int64_t j = qd_rng_below(&r, (uint32_t)(k + 1));
-        const int64_t swap = order[k];
-        order[k] = order[j];
-        order[j] = swap;
-    }
-}
+/* --- taking batches --- */
 
 qd_status qd_loader_begin(qd_loader *l, int64_t epoch, int64_t batch, qd_err *err)
 {
-    const int64_t n = samples_of_epoch(l), batches = qd_loader_batches(l);
+    const int64_t n = qd_loader_samples(l), batches = qd_loader_batches(l);
     if (epoch < 0 || epoch >= QD_EPOCHS_MAX)
         return qd_fail(err, QD_E_INVALID, "epoch %lld; 0..%lld are handled", (long long)epoch,
                        (long long)QD_EPOCHS_MAX - 1);
@@ -549,22 +348,9 @@ qd_status qd_loader_begin(qd_loader *l, int64_t epoch, int64_t batch, qd_err *er
                        (long long)QD_SAMPLES_MAX);
     stop_epoch(l);
 
-    qd_free(l->order);
-    qd_budget_give(l->budget, l->order_bytes);
-    l->order = NULL;
-    l->order_bytes = 0;
-
-    const qd_status st = qd_budget_draw(l->budget, (size_t)n * sizeof *l->order, "the order of an epoch", err);
+    const qd_status st = qd_loader_order(l, epoch, n, err);
     if (st)
         return st;
-    l->order_bytes = (size_t)n * sizeof *l->order;
-    int64_t *end = l->order = qd_alloc(l->order_bytes);
-    if (!end)
-        return qd_fail(err, QD_E_NOMEM, "no memory for an epoch of %lld samples", (long long)n);
-    for (int k = 0; k < l->parts; k++)
-        end = put_part(end, l, k, epoch);
-    if (l->o.shuffle)
-        shuffle(l->order, n, l->o.seed, epoch);
 
     pthread_mutex_lock(&l->mutex);
     l->epoch = epoch;
@@ -584,8 +370,6 @@ qd_status qd_loader_begin(qd_loader *l, int64_t epoch, int64_t batch, qd_err *er
     return QD_OK;
 }
 
-/* --- taking batches --- */
-
 static void wait_a_little(qd_loader *l)
 {
     struct timespec t;
@@ -603,7 +387,7 @@ qd_status qd_loader_next(qd_loader *l, qd_batch *out, qd_err *err)
         return qd_fail(err, QD_E_INVALID, "no epoch of the loader has begun");
     pthread_mutex_lock(&l->mutex);
     if (l->lent) { /* its slot is free again */
-        slot *last = &l->slot[(l->given - 1) % l->slots];
+        qd_slot *last = &l->slot[(l->given - 1) % l->slots];
         last->done = 0;
         last->failed = -1;
         l->lent = 0;
@@ -614,7 +398,7 @@ qd_status qd_loader_next(qd_loader *l, qd_batch *out, qd_err *err)
         *out = (qd_batch){ .epoch = l->epoch, .index = l->batches, .views = l->o.views };
         return QD_OK;
     }
-    slot *s = &l->slot[l->given % l->slots];
+    qd_slot *s = &l->slot[l->given % l->slots];
     while (s->done < pieces_of_batch(l) && !(st = qd_run_check(l->run, err))) {
         if (l->o.threads) {
             wait_a_little(l);
