@@ -1,14 +1,12 @@
 /* evaluate_fidelity.c - what a quantized denoiser does to the pictures of the float one: same noise through both, compared step by step
  * and picture by picture. */
 #include <math.h>
-#include <stddef.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "base/fs.h"
 #include "base/mem.h"
-#include "jobs/evaluate_int.h"
+#include "jobs/fidelity_int.h"
 
 enum { FRAME_PAIR = 2, SHOWN_MAX = 200, WORST_MAX = 64 };
 
@@ -54,41 +52,26 @@ qd_status sv_fidelity_check(sv_store *store, const char *model_id, const qd_para
     return st ? st : sv_condition_check(store, model_id, p, pointer, err);
 }
 
-/* --- sums --- */
-
-/* Over all samples, of one step. */
-typedef struct step_sums {
-    int t;
-    int64_t n;                 /* values */
-    qd_sqnr eps, x;            /* eps on the float model's x_t; x_t itself */
-    double xy, xx, yy;         /* of x_t, for the cosine */
-    double sum[2], squares[2]; /* of x_t: float, quantized */
-} step_sums;
-
-typedef struct pair_figures {
-    double psnr_db, ssim, mse, cosine, feature_distance, feature_cosine; /* the features': NAN without a network */
-} pair_figures;
-
 typedef struct work {
     sv_task *t;
     sv_model_row network;
     sv_lens lens;
     sv_drawer side[2]; /* float, quantized */
     int64_t pairs, batch, first, done, total;
-    int64_t size;      /* floats of a sample */
-    int64_t now;       /* samples of this batch */
-    double compared_s; /* spent in the hook of the float model's sampler */
-    step_sums *steps;  // [steps]
-    float *path;       // [steps, batch, size]: the float model's x_t
+    int64_t size;        /* floats of a sample */
+    int64_t now;         /* samples of this batch */
+    double compared_s;   /* spent in the hook of the float model's sampler */
+    sv_step_sums *steps; // [steps]
+    float *path;         // [steps, batch, size]: the float model's x_t
     size_t path_bytes;
-    float *x[2];         // [batch, size]
-    float *eps;          // [batch, size]
-    float *both;         // [2, picture]
-    float *features;     // [2, dim]
-    pair_figures *pair;  // [pairs]
-    qd_image *shown;     // [2 n_shown]
-    qd_image *worst;     // [2 n_worst], the worst first
-    int64_t *worst_pair; // [n_worst]
+    float *x[2];           // [batch, size]
+    float *eps;            // [batch, size]
+    float *both;           // [2, picture]
+    float *features;       // [2, dim]
+    sv_pair_figures *pair; // [pairs]
+    qd_image *shown;       // [2 n_shown]
+    qd_image *worst;       // [2 n_worst], the worst first
+    int64_t *worst_pair;   // [n_worst]
     int n_shown, n_worst, want_shown, want_worst;
 } work;
 
@@ -121,7 +104,7 @@ static void progress(work *w)
     qd_run_progress(&w->t->run, "pairs", NULL, ++w->done, w->total);
 }
 
-static void add_values(step_sums *s, int side, const float *x, int64_t n)
+static void add_values(sv_step_sums *s, int side, const float *x, int64_t n)
 {
     double sum = 0.0, squares = 0.0;
     for (int64_t k = 0; k < n; k++) {
@@ -171,7 +154,7 @@ static qd_status float_stepped(void *ctx, int step, int steps, int t, const floa
 static qd_status quantized_stepped(void *ctx, int step, int steps, int t, const float *x, qd_err *err)
 {
     work *w = ctx;
-    step_sums *s = &w->steps[step];
+    sv_step_sums *s = &w->steps[step];
     const float *want = w->path + step * w->batch * w->size;
     const int64_t n = w->now * w->size;
     add_values(s, 1, x, n);
@@ -186,7 +169,7 @@ static qd_status quantized_stepped(void *ctx, int step, int steps, int t, const 
 }
 
 /* Distance of the two pictures in features; both go through the network in one call. */
-static qd_status compare_features(work *w, const sv_drawn *a, pair_figures *f, qd_err *err)
+static qd_status compare_features(work *w, const sv_drawn *a, sv_pair_figures *f, qd_err *err)
 {
     const int64_t dim = qd_features_sizes(w->lens.features).dim;
     double sum = 0.0;
@@ -249,7 +232,7 @@ static qd_status compare_pictures(work *w, int64_t k, qd_err *err)
 {
     qd_image both[2] = { { 0 } };
     sv_drawn p = { 0 };
-    pair_figures *f = &w->pair[w->first + k];
+    sv_pair_figures *f = &w->pair[w->first + k];
     const float *a = w->x[0] + k * w->size, *b = w->x[1] + k * w->size;
     int64_t n = 0;
     qd_status st = QD_OK;
@@ -269,12 +252,12 @@ static qd_status compare_pictures(work *w, int64_t k, qd_err *err)
     }
     if (st)
         goto out;
-    *f = (pair_figures){ .psnr_db = qd_image_psnr_db(&both[0], &both[1]),
-                         .ssim = qd_ssim(&both[0], &both[1]),
-                         .mse = qd_mse(w->both, w->both + n, n),
-                         .cosine = qd_cosine(a, b, w->size),
-                         .feature_distance = NAN,
-                         .feature_cosine = NAN };
+    *f = (sv_pair_figures){ .psnr_db = qd_image_psnr_db(&both[0], &both[1]),
+                            .ssim = qd_ssim(&both[0], &both[1]),
+                            .mse = qd_mse(w->both, w->both + n, n),
+                            .cosine = qd_cosine(a, b, w->size),
+                            .feature_distance = NAN,
+                            .feature_cosine = NAN };
     if (w->lens.features)
         st = compare_features(w, &p, f, err);
     if (!st)
@@ -303,137 +286,6 @@ static qd_status draw_batch(work *w, qd_err *err)
     return st;
 }
 
-/* --- figures --- */
-
-static int by_value(const void *a, const void *b)
-{
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-/* Mean, least and median of one figure of all pairs; identical pairs have no PSNR and count in none. */
-static qd_status put_spread(const work *w, json_t *o, size_t offset, const char *name, int64_t *identical, qd_err *err)
-{
-    char label[64];
-    double *v = qd_calloc((size_t)w->pairs, sizeof *v), sum = 0.0;
-    int64_t n = 0;
-    if (!v)
-        return qd_fail(err, QD_E_NOMEM, "no memory for %lld figures", (long long)w->pairs);
-    for (int64_t k = 0; k < w->pairs; k++) {
-        const double x = *(const double *)((const char *)&w->pair[k] + offset);
-        if (isfinite(x)) {
-            v[n++] = x;
-            sum += x;
-        }
-    }
-    if (identical)
-        *identical = w->pairs - n;
-    if (n > 0) {
-        qsort(v, (size_t)n, sizeof *v, by_value);
-        const double figure[] = { sum / (double)n, v[0], v[(n - 1) / 2], v[n - 1] };
-        static const char *const which[] = { "mean", "min", "median", "max" };
-        for (int k = 0; k < 4; k++) {
-            snprintf(label, sizeof label, "%s_%s", name, which[k]);
-            sv_put_figure(o, label, figure[k]);
-        }
-    }
-    qd_free(v);
-    return QD_OK;
-}
-
-static void moments(const step_sums *s, int side, double *mean, double *std)
-{
-    *mean = s->sum[side] / (double)s->n;
-    *std = sqrt(fmax(s->squares[side] / (double)s->n - *mean * *mean, 0.0));
-}
-
-/* The table of steps, and what stands out of it; each row is a point of the job's curves too. */
-static json_t *steps_json(const work *w, json_t *figures)
-{
-    json_t *list = json_array();
-    double mean_drift = 0.0, std_drift = 0.0;
-    qd_sqnr all = { 0 };
-    for (int k = 0; k < w->side[0].options.steps; k++) {
-        const step_sums *s = &w->steps[k];
-        double mean[2], std[2];
-        for (int side = 0; side < 2; side++)
-            moments(s, side, &mean[side], &std[side]);
-        const double eps_db = qd_sqnr_value_db(&s->eps), x_db = qd_sqnr_value_db(&s->x);
-        const double cosine = s->xx > 0.0 && s->yy > 0.0 ? s->xy / sqrt(s->xx) / sqrt(s->yy) : NAN;
-        json_array_append_new(list, json_pack("{s:i, s:i, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "step", k, "t", s->t,
-                                              "eps_sqnr_db", sv_json_number(eps_db), "x_sqnr_db", sv_json_number(x_db),
-                                              "x_cosine", sv_json_number(cosine), "mean_float", sv_json_number(mean[0]),
-                                              "mean_quantized", sv_json_number(mean[1]), "std_float",
-                                              sv_json_number(std[0]), "std_quantized", sv_json_number(std[1])));
-        qd_run_metric(&w->t->run, "eps_sqnr_db", s->t, eps_db);
-        qd_run_metric(&w->t->run, "x_sqnr_db", s->t, x_db);
-        qd_run_metric(&w->t->run, "mean_drift", s->t, mean[1] - mean[0]);
-        qd_run_metric(&w->t->run, "std_drift", s->t, std[1] - std[0]);
-        all.signal += s->eps.signal;
-        all.noise += s->eps.noise;
-        mean_drift = fmax(mean_drift, fabs(mean[1] - mean[0]));
-        std_drift = fmax(std_drift, fabs(std[1] - std[0]));
-    }
-    sv_put_figure(figures, "eps_sqnr_db", qd_sqnr_value_db(&all));
-    sv_put_figure(figures, "mean_drift_max", mean_drift);
-    sv_put_figure(figures, "std_drift_max", std_drift);
-    return list;
-}
-
-static json_t *pairs_json(const work *w)
-{
-    json_t *list = json_array();
-    for (int64_t k = 0; k < w->pairs; k++) {
-        const pair_figures *f = &w->pair[k];
-        json_t *o = json_pack("{s:I, s:o}", "sample", (json_int_t)k, "psnr_db", sv_json_number(f->psnr_db));
-        sv_put_figure(o, "ssim", f->ssim);
-        sv_put_figure(o, "mse", f->mse);
-        sv_put_figure(o, "cosine", f->cosine);
-        sv_put_figure(o, "feature_distance", f->feature_distance);
-        sv_put_figure(o, "feature_cosine", f->feature_cosine);
-        json_array_append_new(list, o);
-    }
-    return list;
-}
-
-static qd_status figures(const work *w, json_t **out, qd_err *err)
-{
-    static const struct {
-        const char *name;
-        size_t offset;
-    } columns[] = { { "psnr_db", offsetof(pair_figures, psnr_db) },
-                    { "ssim", offsetof(pair_figures, ssim) },
-                    { "mse", offsetof(pair_figures, mse) },
-                    { "cosine", offsetof(pair_figures, cosine) },
-                    { "feature_distance", offsetof(pair_figures, feature_distance) },
-                    { "feature_cosine", offsetof(pair_figures, feature_cosine) } };
-    const sv_drawer *a = &w->side[0], *b = &w->side[1];
-    int64_t identical = 0;
-    json_t *o = json_pack("{s:s, s:I}", "method", "fidelity", "pairs", (json_int_t)w->pairs), *worst = json_array();
-    qd_status st = QD_OK;
-    for (size_t k = 0; k < sizeof columns / sizeof columns[0] && !st; k++)
-        st = put_spread(w, o, columns[k].offset, columns[k].name, k == 0 ? &identical : NULL, err);
-    json_object_set_new(o, "pairs_identical", json_integer(identical));
-    for (int k = 0; k < w->n_worst; k++)
-        json_array_append_new(worst, json_integer(w->worst_pair[k]));
-    json_object_set_new(o, "worst", worst);
-    const double float_s = (a->seconds - w->compared_s) / (double)a->drawn, quantized_s = b->seconds / (double)b->drawn;
-    sv_put_figure(o, "seconds_per_image_float", float_s);
-    sv_put_figure(o, "seconds_per_image_quantized", quantized_s);
-    sv_put_figure(o, "speedup", float_s / quantized_s);
-    json_object_set_new(o, "seed", json_integer((json_int_t)w->t->run.seed));
-    if (w->lens.features)
-        json_object_set_new(o, "features", sv_lens_json(&w->lens, w->t, &w->network));
-    json_t *drawn = sv_drawer_json(b);
-    json_object_del(drawn, "seconds_per_image");
-    json_object_set_new(o, "drawn", drawn);
-    if (st)
-        json_decref(o);
-    else
-        *out = o;
-    return st;
-}
-
 static qd_status publish_sheet(const work *w, const qd_image *images, int n, const char *name, qd_err *err)
 {
     if (n == 0)
@@ -447,16 +299,31 @@ static qd_status publish_sheet(const work *w, const qd_image *images, int n, con
     return st;
 }
 
-static qd_status publish(const work *w, json_t *o, qd_err *err)
+static qd_status publish(const work *w, json_t **result, qd_err *err)
 {
-    json_t *steps = steps_json(w, o), *report = json_copy(o);
-    json_object_set_new(report, "steps", steps);
-    json_object_set_new(report, "by_pair", pairs_json(w));
-    qd_status st = sv_evaluate_report(w->t, report, err);
-    json_decref(report);
+    const sv_fidelity f = { .t = w->t,
+                            .side = w->side,
+                            .lens = &w->lens,
+                            .network = &w->network,
+                            .pairs = w->pairs,
+                            .steps = w->steps,
+                            .pair = w->pair,
+                            .worst = w->worst_pair,
+                            .n_worst = w->n_worst,
+                            .compared_s = w->compared_s };
+    json_t *o = NULL;
+    qd_status st = sv_fidelity_figures(&f, &o, err);
+    if (!st)
+        st = sv_fidelity_report(&f, o, err);
     if (!st)
         st = publish_sheet(w, w->shown, w->n_shown, "pairs.png", err);
-    return st ? st : publish_sheet(w, w->worst, w->n_worst, "worst.png", err);
+    if (!st)
+        st = publish_sheet(w, w->worst, w->n_worst, "worst.png", err);
+    if (st)
+        json_decref(o);
+    else
+        *result = o;
+    return st;
 }
 
 /* --- the job --- */
@@ -539,7 +406,6 @@ static qd_status take_memory(work *w, qd_err *err)
 qd_status sv_fidelity_run(sv_task *t, json_t **result, qd_err *err)
 {
     work w = { .t = t };
-    json_t *o = NULL;
 
     w.pairs = qd_params_int(t->params, "pairs");
     w.batch = qd_params_int(t->params, "batch");
@@ -558,15 +424,8 @@ qd_status sv_fidelity_run(sv_task *t, json_t **result, qd_err *err)
         st = draw_batch(&w, err);
     }
     if (!st)
-        st = figures(&w, &o, err);
-    if (!st)
-        st = publish(&w, o, err);
-    if (!st) {
-        *result = o;
-        o = NULL;
-    }
+        st = publish(&w, result, err);
 out:
-    json_decref(o);
     work_clear(&w);
     return st;
 }

@@ -20,8 +20,8 @@ typedef struct sv_task sv_task;
 typedef struct sv_method {
     const char *name, *summary;
     const qd_param *params;
-    const char *role; /* of the models it takes */
-    bool needs_data;  /* the job must name a data set; else it must not */
+    const char *role;      /* of the models it takes */
+    bool needs_data;       /* the job must name a data set; else it must not */
     bool takes_statistics; /* which may be statistics of features instead of pictures */
     const char *const *drop_metrics;
     /* What can be wrong with its params beyond their rows: models they name. May be NULL. */

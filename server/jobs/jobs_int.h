@@ -118,10 +118,10 @@ int sv_picture_zoom(int height);
 qd_status sv_pictures_save(const qd_image *images, int n, bool pairs, const char *path, qd_err *err);
 
 /* --- condition.c: what denoisers are told, and who decodes their latents --- */
-#define SV_ROLE_CONTEXT "context"    /* of data sets */
+#define SV_ROLE_CONTEXT "context"       /* of data sets */
 #define SV_ROLE_STATISTICS "statistics" /* the same: mean and covariance of features */
-#define SV_DECODER_NONE "none"       /* params.decoder */
-#define SV_META_LATENT "first_stage" /* in a bundle's metadata, when its samples are latents */
+#define SV_DECODER_NONE "none"          /* params.decoder */
+#define SV_META_LATENT "first_stage"    /* in a bundle's metadata, when its samples are latents */
 extern const qd_param sv_condition_rows[];
 /* At submission: what params name exists and fits what the model's summary says. */
 qd_status sv_condition_check(sv_store *store, const char *model_id, const qd_params *p, char pointer[128], qd_err *err);
