@@ -526,6 +526,7 @@ static int run_help(const command *c, int argc, char **argv)
 int main(int argc, char **argv)
 {
     qd_cpu_prepare(argv);
+    qd_mem_give_back();
     if (argc < 2) {
         print_help(stderr);
         return EXIT_USAGE;

@@ -2,6 +2,7 @@
 #include "base/mem.h"
 
 #include <assert.h>
+#include <malloc.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -64,6 +65,11 @@ void *qd_alloc_aligned(size_t n)
     if (fault_now())
         return NULL;
     return posix_memalign(&p, 64, n ? n : 1) == 0 ? p : NULL;
+}
+
+void qd_mem_give_back(void)
+{
+    mallopt(M_MMAP_THRESHOLD, 1 << 20);
 }
 
 void qd_free(void *p)

@@ -18,6 +18,10 @@ char *qd_strdup(const char *s);
 char *qd_strndup(const char *s, size_t n);
 char *qd_asprintf(const char *fmt, ...) __attribute__((format(printf, 1, 2))); /* NULL when out of memory */
 
+/* For main(), before threads start: large blocks go back to the system as soon as they are freed. Left alone, the C library keeps blocks of
+ * up to 32 MB once it has freed one of that size, and a daemon would sit on the weights of its last job. */
+void qd_mem_give_back(void);
+
 /* Tests: let the k-th allocation from now on fail once (0 = the next); negative switches it off.
  * qd_mem_fault_hit tells whether it has fired. Process-wide. */
 void qd_mem_fault_set(long k);

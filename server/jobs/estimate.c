@@ -34,10 +34,25 @@ static double calls(const json_t *params)
     return runs * number(params, "steps", 1) + samples * number(params, "calibration_steps", 0);
 }
 
+/* Guidance asks the network for two answers at once. */
+static double answers(const json_t *params)
+{
+    const double w = number(params, "guidance", 1);
+    return w != 0 && w != 1 ? 2 : 1;
+}
+
+/* The first stage that decodes latents, as the summary has it; NULL when there is none, or the job does not want it. */
+static const json_t *first_stage(const json_t *summary, const json_t *params)
+{
+    return strcmp(choice(params, "decoder", ""), SV_DECODER_NONE) == 0 ? NULL : json_object_get(summary, "first_stage");
+}
+
 /* Multiply-adds of a whole job; 0 = not known. */
 static double work(const json_t *summary, const json_t *params)
 {
-    return number(summary, "macs", 0) * calls(params);
+    const double pictures = number(params, "count", 0) + 2 * number(params, "pairs", 0);
+    return number(summary, "macs", 0) * calls(params) * answers(params) +
+           number(first_stage(summary, params), "macs", 0) * pictures;
 }
 
 /* --- time --- */
@@ -149,7 +164,7 @@ static double output_bytes(const json_t *summary, const json_t *params)
 
 /* --- memory --- */
 
-/* Bytes of one picture: the largest input without its batch. */
+/* Bytes of one sample: the input of that name without its batch, or the largest where a classifier calls it otherwise. */
 static double picture_bytes(const json_t *summary)
 {
     double most = 0;
@@ -164,21 +179,33 @@ static double picture_bytes(const json_t *summary)
             if (json_is_integer(dim))
                 n *= json_number_value(dim);
         }
+        if (strcmp(name, "sample") == 0)
+            return n;
         most = fmax(most, n);
     }
     return most;
 }
 
-/* Weights twice, because a plan packs them its own way; what is alive at the widest point, for each picture of a call; pictures and
- * calibration inputs that are kept. */
+/* How often the float weights are there at once: as the file or graph has them, and as a plan packs them. Sampling with one plan lets
+ * each weight go as it is packed (sv_denoise_let_go). */
+static double copies(const json_t *params)
+{
+    const double count = number(params, "count", 0), batch = number(params, "batch", 1);
+    return count > 0 && (count <= batch || fmod(count, batch) == 0) ? 1 : 2;
+}
+
+/* Weights as often as they are there; what is alive at the widest point, for each picture of a call (a quantization has a float and a
+ * quantized plan side by side); pictures and calibration inputs that are kept; the first stage, one latent at a time. */
 static json_t *memory_json(const sv_settings *s, const json_t *summary, const json_t *params, double made)
 {
-    const double samples = number(params, "calibration_samples", 0);
-    const double batch = fmax(number(params, "batch", 1), fmin(samples, BATCH));
-    const double weights = 2 * (number(summary, "parameter_bytes", 0) + made);
-    const double activations = number(summary, "activation_bytes", 0) * batch;
-    const double kept = picture_bytes(summary) *
-                        (number(params, "count", 0) + samples * fmax(1, number(params, "calibration_steps", 0)));
+    const double samples = number(params, "calibration_samples", 0), count = number(params, "count", 0);
+    const double batch = fmax(count > 0 ? fmin(count, number(params, "batch", 1)) : 1, fmin(samples, BATCH));
+    const json_t *stage = first_stage(summary, params);
+    const double weights =
+        copies(params) * number(summary, "parameter_bytes", 0) + 2 * made + 2 * number(stage, "parameter_bytes", 0);
+    const double activations = number(summary, "activation_bytes", 0) * batch * answers(params) * (made > 0 ? 2 : 1) +
+                               number(stage, "activation_bytes", 0);
+    const double kept = picture_bytes(summary) * (count + samples * fmax(1, number(params, "calibration_steps", 0)));
     const double peak = weights + activations + kept;
     json_t *o = json_pack("{s:I, s:I, s:I, s:I}", "weights_bytes", (json_int_t)weights, "activation_bytes",
                           (json_int_t)activations, "data_bytes", (json_int_t)kept, "peak_bytes", (json_int_t)peak);
@@ -195,11 +222,12 @@ static json_t *unsupported_json(const json_t *summary, const json_t *params)
     const char *name;
     size_t at;
     json_array_foreach(json_object_get(summary, "warnings"), at, warning) json_array_append(list, warning);
-    /* Diffusion: calibration draws its own pictures and can fill nothing but sample and time step. */
+    /* Diffusion: calibration draws its own pictures, and fills what denoisers are told. */
     if (json_object_get(params, "weight_bits") && json_object_get(params, "steps"))
         json_object_foreach(json_object_get(summary, "inputs"), name, in)
         {
-            if (strcmp(name, "sample") != 0 && strcmp(name, "timestep") != 0)
+            if (strcmp(name, "sample") != 0 && strcmp(name, "timestep") != 0 &&
+                strcmp(name, "encoder_hidden_states") != 0 && strcmp(name, "class_labels") != 0)
                 json_array_append_new(list, json_sprintf("calibration cannot fill the model's input '%s'", name));
         }
     return list;

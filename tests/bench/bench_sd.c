@@ -322,6 +322,7 @@ int main(int argc, char **argv)
     ask a = { .batch = 1, .threads = 2, .calls = 3, .side = 64 };
     const char *kind = NULL;
     qd_cpu_prepare(argv);
+    qd_mem_give_back();
     for (int k = 1; k < argc; k++) {
         const char *name = argv[k], *value = k + 1 < argc ? argv[k + 1] : "";
         if (strcmp(name, "--profile") == 0) {
