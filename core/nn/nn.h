@@ -99,9 +99,8 @@ typedef struct qd_optim_options {
 typedef struct qd_optim {
     const char *name, *summary;
     qd_optim_options defaults;
-    int slots; /* arrays of state beside each tensor, zero at first */
-    bool
-        by_tensor; /* looks at a tensor as a whole; else each element goes its own way, and zeros stay where gradients are */
+    int slots;      /* arrays of state beside each tensor, zero at first */
+    bool by_tensor; /* looks at whole tensors; else elements go alone, and 0 without gradient stays 0 */
     /* Step number `step` (from 1) on w [n]. Pure; the same bytes whatever runs beside it. */
     void (*apply)(const qd_optim_options *o, int64_t step, double lr, float *w, const float *grad, float *const *slot,
                   int64_t n);
