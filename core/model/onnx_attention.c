@@ -5,6 +5,7 @@
  * lie, not by which rows put them there. */
 #include "model/onnx_int.h"
 
+#include <math.h>
 #include <string.h>
 
 typedef struct view {
@@ -392,6 +393,31 @@ static qd_node_id as_before(qd_onnx_pass *p, qd_node_id id, const parts *a, qd_n
                     a->turned ? (const int64_t[]){ -1, width, t } : (const int64_t[]){ -1, t, width });
 }
 
+/* Operands that are codes spelled out are attended to as codes; weights of 16 bits stand for those in float. -1: they are not, or not
+ * such as qattention takes. */
+static qd_node_id on_codes(qd_onnx_pass *p, const char *name, const parts *a, const qd_node_id x[3])
+{
+    static const char *const scales[3] = { "q_scale", "k_scale", "v_scale" };
+    static const char *const zeros[3] = { "q_zero", "k_zero", "v_zero" };
+    qd_attr attrs[8] = { QD_INT("heads", a->q.shape.dim[1]), QD_FLOAT("scale", a->scale) };
+    qd_node_id codes[3];
+    float step = (float)a->scale;
+    for (int k = 0; k < 3; k++) {
+        const qd_node *n = x[k] < 0 ? NULL : qd_graph_node(p->out, x[k]);
+        if (!n || n->op != &qd_op_dequantize || qd_graph_node(p->out, n->input[0])->op == &qd_op_const)
+            return -1;
+        codes[k] = n->input[0];
+        attrs[2 + 2 * k] = QD_FLOAT(scales[k], qd_node_float(n, "scale"));
+        attrs[3 + 2 * k] = QD_INT(zeros[k], qd_node_int(n, "zero"));
+        step *= k < 2 ? (float)qd_node_float(n, "scale") : 1.0f;
+    }
+    if (!(a->scale > 0.0) || !(step > 0.0f) || !isfinite(step) || a->q.shape.dim[3] > 16384 ||
+        a->k.shape.dim[2] > QD_K_MAX_PRODUCTS)
+        return -1;
+    char text[QD_MAX_NAME + 1];
+    return qd_graph_add(p->out, &qd_op_qattention, qd_onnx_fresh(p, text, name, NULL), codes, 3, attrs, 8);
+}
+
 static qd_node_id see_attention(qd_onnx_pass *p, qd_node_id id, void *ctx)
 {
     finder *f = ctx;
@@ -406,8 +432,10 @@ static qd_node_id see_attention(qd_onnx_pass *p, qd_node_id id, void *ctx)
     const qd_node_id q = tokens_of(f, p, &a.q, name, ".q");
     const qd_node_id k = tokens_of(f, p, &a.k, name, ".k");
     const qd_node_id v = tokens_of(f, p, &a.v, name, ".v");
-    const qd_node_id made = qd_graph_add(p->out, &qd_op_attention, qd_onnx_fresh(p, text, name, NULL), QD_IN(q, k, v),
-                                         QD_ATTRS(QD_INT("heads", a.q.shape.dim[1]), QD_FLOAT("scale", a.scale)));
+    qd_node_id made = on_codes(p, name, &a, (const qd_node_id[]){ q, k, v });
+    if (made < 0)
+        made = qd_graph_add(p->out, &qd_op_attention, qd_onnx_fresh(p, text, name, NULL), QD_IN(q, k, v),
+                            QD_ATTRS(QD_INT("heads", a.q.shape.dim[1]), QD_FLOAT("scale", a.scale)));
     return as_before(p, id, &a, made);
 }
 

@@ -441,9 +441,9 @@ qd_status qd_onnx_recognise(const qd_graph *g, qd_graph **out, qd_err *err)
     qd_graph *step[STEPS] = { NULL };
     qd_status st = qd_onnx_walk(g, see, NULL, &step[0], err);
     if (!st)
-        st = qd_onnx_find_codes(step[0], &step[1], err);
+        st = qd_onnx_find_attention(step[0], &step[1], err); /* codes on the way there are not only imitated ones */
     if (!st)
-        st = qd_onnx_find_attention(step[1], &step[2], err);
+        st = qd_onnx_find_codes(step[1], &step[2], err);
     if (!st)
         st = qd_onnx_tidy_views(step[2], &step[3], err);
     if (!st)

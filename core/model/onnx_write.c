@@ -361,6 +361,8 @@ static const struct {
     { &qd_op_matmul, qd_onnx_write_matmul },
     { &qd_op_linear, qd_onnx_write_linear },
     { &qd_op_attention, qd_onnx_write_attention },
+    { &qd_op_qattention, qd_onnx_write_attention },
+    { &qd_op_fake_attention, qd_onnx_write_attention },
     { &qd_op_timestep, qd_onnx_write_timestep },
     { &qd_op_embedding, qd_onnx_write_embedding },
     { &qd_op_conv2d, qd_onnx_write_conv },

@@ -43,7 +43,7 @@ const char *qd_out_reshape(qd_onnx_writer *w, const char *suffix, const char *x,
 /* The node's shape for Reshape: 0 for the batch. Fails where another dim depends on the batch. */
 qd_shape qd_out_open_shape(qd_onnx_writer *w);
 
-/* --- onnx_write_nn.c: layers, norms, attention; onnx_write_quant.c: codes --- */
+/* --- onnx_write_nn.c: layers, norms; onnx_write_attention.c; onnx_write_quant.c: codes --- */
 
 extern qd_onnx_row_writer qd_onnx_write_conv, qd_onnx_write_conv_transpose, qd_onnx_write_linear, qd_onnx_write_matmul,
     qd_onnx_write_attention, qd_onnx_write_group_norm, qd_onnx_write_layer_norm, qd_onnx_write_batch_norm,

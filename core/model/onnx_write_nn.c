@@ -1,4 +1,4 @@
-/* onnx_write_nn.c - layers, norms, attention and embeddings as operators of ONNX opset 13. */
+/* onnx_write_nn.c - layers, norms and embeddings as operators of ONNX opset 13. */
 #include <math.h>
 #include <stdio.h>
 
@@ -99,34 +99,6 @@ void qd_onnx_write_matmul(qd_onnx_writer *w)
     const char *y = qd_out_emit(w, "MatMul", alpha != 1.0 ? "product" : NULL, QD_ONNX_IN(a, b), QD_ONNX_NONE);
     if (alpha != 1.0)
         qd_out_emit(w, "Mul", NULL, QD_ONNX_IN(y, qd_out_float(w, "alpha", alpha)), QD_ONNX_NONE);
-}
-
-/* [N, T, C] to [N, heads, T, C / heads], or for `keys` to [N, heads, C / heads, T]. */
-static const char *heads_of(qd_onnx_writer *w, int k, const char *what, int64_t heads, int64_t width, bool keys)
-{
-    static const int64_t plain[4] = { 0, 2, 1, 3 }, turned[4] = { 0, 2, 3, 1 };
-    const int64_t dims[4] = { 0, 0, heads, width };
-    char suffix[2][24];
-    snprintf(suffix[0], sizeof(suffix[0]), "%s_heads", what);
-    snprintf(suffix[1], sizeof(suffix[1]), "%s_turned", what);
-    const char *x = qd_out_reshape(w, suffix[0], qd_out_in(w, k), 4, dims);
-    return qd_out_transpose(w, suffix[1], x, 4, keys ? turned : plain);
-}
-
-void qd_onnx_write_attention(qd_onnx_writer *w)
-{
-    static const int64_t back[4] = { 0, 2, 1, 3 };
-    const int64_t channels = qd_out_shape(w, 0)->dim[2], heads = qd_node_int(w->n, "heads"), width = channels / heads;
-    const double given = qd_node_float(w->n, "scale"), scale = given != 0.0 ? given : 1.0 / sqrt((double)width);
-    const int64_t dims[3] = { 0, 0, channels };
-    const char *q = heads_of(w, 0, "q", heads, width, false), *k = heads_of(w, 1, "k", heads, width, true);
-    const char *v = heads_of(w, 2, "v", heads, width, false);
-    const char *s = qd_out_emit(w, "MatMul", "scores", QD_ONNX_IN(q, k), QD_ONNX_NONE);
-    s = qd_out_emit(w, "Mul", "scaled", QD_ONNX_IN(s, qd_out_float(w, "scale", scale)), QD_ONNX_NONE);
-    s = qd_out_emit(w, "Softmax", "softmax", QD_ONNX_IN(s), QD_ONNX_ATTRS(QD_PUT_I("axis", -1)));
-    s = qd_out_emit(w, "MatMul", "mixed", QD_ONNX_IN(s, v), QD_ONNX_NONE);
-    s = qd_out_transpose(w, "joined", s, 4, back);
-    qd_out_reshape(w, NULL, s, 3, dims);
 }
 
 /* --- norms --- */

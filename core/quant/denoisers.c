@@ -9,6 +9,8 @@ static const char *const range_choices[] = { "minmax", "mse", NULL };
 static const char *const sampler_choices[] = { "ddim", "ddpm", NULL };
 static const char *const edge_choices[] = { "w8", "float", "int8", NULL };
 static const char *const clip_choices[] = { "auto", "on", "off", NULL };
+static const char *const transformer_choices[] = { "linear", "fp", "w8a8", "wXaY", NULL };
+static const char *const softmax_choices[] = { "8", "16", NULL };
 static const char *const rounding_choices[] = { "auto", "nearest", "gptq", "layer", "block", NULL };
 static const char *const profile_choices[] = { "cpu", "full", NULL };
 static const char *const gamma_choices[] = { "include", "exclude", NULL };
@@ -46,6 +48,11 @@ static const char *const grain_choices[] = { "scalar", "channel", NULL };
                  "on codes, which costs much quality there and saves next to nothing." }, \
     { .name = "time_layers", .type = QD_PARAM_CHOICE, .fallback = "w8", .choices = time_choices, \
       .summary = "The layers that depend on the time step only: always computed in float, w8 keeps their weights in 8 bits." }, \
+    { .name = "transformer", .type = QD_PARAM_CHOICE, .fallback = "w8a8", .choices = transformer_choices, \
+      .summary = "Layers of tokens and the products of attention: on codes of 8 bits (w8a8) or of the bits above (wXaY), the layers alone " \
+                 "as all others with products in float (linear), or nothing on codes (fp)." }, \
+    { .name = "softmax_bits", .type = QD_PARAM_INT, .fallback = "16", .choices = softmax_choices, \
+      .summary = "Bits of the softmax's result where attention runs on codes." }, \
     { .name = "skip_layers", .type = QD_PARAM_STRING, .fallback = "", .max = 65536, \
       .summary = "Names of layers to leave in float, with commas between." }, \
     { .name = "split_shortcut", .type = QD_PARAM_BOOL, .fallback = "true", \

@@ -30,12 +30,24 @@ static int map_of(const qd_correction *c, const char *name)
     return -1;
 }
 
+/* Where a reader of codes keeps their map; NULL when it has none for that operand. */
+static const char *const *map_attrs(const qd_op *op, int operand)
+{
+    static const char *const layer[2] = { "x_scale", "x_zero" };
+    static const char *const attention[3][2] = { { "q_scale", "q_zero" },
+                                                 { "k_scale", "k_zero" },
+                                                 { "v_scale", "v_zero" } };
+    if (op == &qd_op_qattention)
+        return attention[operand];
+    return (op == &qd_op_qconv2d || op == &qd_op_qlinear) && operand == 0 ? layer : NULL;
+}
+
 bool qd_group_takes(const qd_graph *g, qd_node_id quantize)
 {
     for (qd_node_id id = 0; id < qd_graph_size(g); id++) {
         const qd_node *n = qd_graph_node(g, id);
         for (int k = 0; k < n->n_inputs; k++)
-            if (n->input[k] == quantize && (k > 0 || (n->op != &qd_op_qconv2d && n->op != &qd_op_qlinear)))
+            if (n->input[k] == quantize && !map_attrs(n->op, k))
                 return false;
     }
     return qd_graph_node(g, quantize)->op == &qd_op_quantize;
@@ -50,6 +62,12 @@ static void put(qd_attr *attrs, int n, const char *name, double f, int64_t i)
         }
 }
 
+static void put_map(qd_attr *attrs, int n, const char *const names[2], const qd_correction *c, int group, int at)
+{
+    put(attrs, n, names[0], c->map_scale[group * c->n_maps + at], 0);
+    put(attrs, n, names[1], 0, c->map_zero[group * c->n_maps + at]);
+}
+
 qd_status qd_group_graph(const qd_graph *g, const qd_correction *c, int group, qd_graph **out, qd_err *err)
 {
     const int n = qd_graph_size(g);
@@ -61,25 +79,31 @@ qd_status qd_group_graph(const qd_graph *g, const qd_correction *c, int group, q
     for (qd_node_id id = 0; id < n && !st; id++) {
         const qd_node *node = qd_graph_node(g, id);
         const bool quantizes = node->op == &qd_op_quantize;
-        const bool reads = node->op == &qd_op_qconv2d || node->op == &qd_op_qlinear;
+        static const char *const own[2] = { "scale", "zero" };
         of[id] = quantizes ? map_of(c, node->name) : -1;
-        const int at = quantizes ? of[id] : reads ? of[node->input[0]] : -1;
-        if (at < 0) {
-            qd_graph_copy_node(to, g, id, map);
-            continue;
-        }
-        if (quantizes && !qd_group_takes(g, id)) {
+        if (of[id] >= 0 && !qd_group_takes(g, id)) {
             st = qd_fail(err, QD_E_FORMAT, "correction: '%s' is read by more than layers on codes", node->name);
             break;
         }
-        taken += quantizes;
+        taken += of[id] >= 0;
         qd_attr attrs[QD_MAX_ATTRS];
         qd_node_id in[QD_MAX_INPUTS];
         memcpy(attrs, node->attr, sizeof attrs);
-        put(attrs, node->n_attrs, quantizes ? "scale" : "x_scale", c->map_scale[group * c->n_maps + at], 0);
-        put(attrs, node->n_attrs, quantizes ? "zero" : "x_zero", 0, c->map_zero[group * c->n_maps + at]);
-        for (int k = 0; k < node->n_inputs; k++)
+        bool changed = quantizes && of[id] >= 0;
+        if (changed)
+            put_map(attrs, node->n_attrs, own, c, group, of[id]);
+        for (int k = 0; k < node->n_inputs; k++) {
+            const char *const *names = map_attrs(node->op, k);
             in[k] = node->input[k] < 0 ? -1 : map[node->input[k]];
+            if (!names || node->input[k] < 0 || of[node->input[k]] < 0)
+                continue;
+            put_map(attrs, node->n_attrs, names, c, group, of[node->input[k]]);
+            changed = true;
+        }
+        if (!changed) {
+            qd_graph_copy_node(to, g, id, map);
+            continue;
+        }
         map[id] = qd_graph_add(to, node->op, node->name, in, node->n_inputs, attrs, node->n_attrs);
     }
     if (!st && taken != c->n_maps)
@@ -124,7 +148,7 @@ qd_status qd_layout_group_maps(const qd_layout *l, const qd_range_rule *rule, co
     for (int g = 0; g < l->n_groups; g++)
         for (int k = 0; k < c->n_maps && !st; k++) {
             qd_affine map;
-            st = qd_range_choose(rule, l->quantizers[of[k]].seen_in[g], &map, err);
+            st = qd_range_choose(rule, &l->quantizers[of[k]], l->quantizers[of[k]].seen_in[g], &map, err);
             if (st) {
                 st = qd_fail_in(err, st, "value of '%s' in group %d of the time steps", c->map_name[k], g);
                 goto out;

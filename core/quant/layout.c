@@ -10,6 +10,7 @@ static const char note_skipped[] = "left in float on request";
 static const char note_time_w8[] = "depends on the time step only: weights in 8 bits, computed in float";
 static const char note_edge_w8[] = "reads or makes the image itself: weights in 8 bits, computed in float";
 static const char note_edge[] = "reads or makes the image itself: left in float";
+static const char note_tokens[] = "part of a transformer, which is left in float";
 static const char note_weight[] = "its weight is not a constant f32 tensor";
 static const char note_products[] = "more products in one sum than int32 holds for certain";
 
@@ -131,7 +132,7 @@ static const char *float_note(const qd_graph *g, qd_node_id id, const bool *on_s
     return NULL;
 }
 
-static int quantizer_of(qd_layout *l, qd_node_id value, int axis, int64_t channels)
+int qd_layout_quantizer(qd_layout *l, qd_node_id value, int axis, int64_t channels)
 {
     for (int k = 0; k < l->n_quantizers; k++)
         if (l->quantizers[k].value == value)
@@ -158,16 +159,18 @@ static void set_parts(qd_layout *l, qd_quant_layer *layer, const qd_shape *shape
 
     if (!split || !is_split(l->graph, n)) {
         layer->n_parts = 1;
-        layer->part[0] = (qd_part){ .quantizer = quantizer_of(l, n->input[0], axis, shapes[n->input[0]].dim[axis]),
-                                    .channels = shapes[n->input[0]].dim[axis] };
+        layer->part[0] =
+            (qd_part){ .quantizer = qd_layout_quantizer(l, n->input[0], axis, shapes[n->input[0]].dim[axis]),
+                       .channels = shapes[n->input[0]].dim[axis] };
         return;
     }
     int64_t first = 0;
     layer->n_parts = 2;
     for (int k = 0; k < 2; k++) {
         const int64_t channels = shapes[x->input[k]].dim[1];
-        layer->part[k] =
-            (qd_part){ .quantizer = quantizer_of(l, x->input[k], 1, channels), .first = first, .channels = channels };
+        layer->part[k] = (qd_part){ .quantizer = qd_layout_quantizer(l, x->input[k], 1, channels),
+                                    .first = first,
+                                    .channels = channels };
         first += channels;
     }
 }
@@ -227,6 +230,9 @@ qd_status qd_layout_new(const qd_graph *g, const qd_layout_options *o, qd_layout
         qd_quant_layer *layer = &l->layers[l->n_layers++];
         layer->id = id;
         layer->note = float_note(g, id, on_sample, o, &layer->weight_only);
+        const bool tokens = qd_is_token_layer(g, id, shapes);
+        if (!layer->note && tokens && o->transformer == QD_TRANSFORMER_FLOAT)
+            layer->note = note_tokens;
         if (layer->weight_only) {
             const qd_shape *x = &shapes[node->input[0]];
             layer->n_parts = 1;
@@ -236,12 +242,17 @@ qd_status qd_layout_new(const qd_graph *g, const qd_layout_options *o, qd_layout
         if (layer->note)
             continue;
         set_parts(l, layer, shapes, o->split_shortcut);
+        if (tokens && o->transformer == QD_TRANSFORMER_W8A8)
+            layer->weight_bits = l->quantizers[layer->part[0].quantizer].bits = 8;
         kept++;
     }
     if (!kept) {
         st = qd_fail(err, QD_E_INVALID, "there is no layer left to quantize");
         goto out;
     }
+    st = qd_layout_find_attention(l, shapes, on_sample, o, err);
+    if (st)
+        goto out;
     for (int k = 0; k < l->n_quantizers; k++) {
         st = qd_histogram_new(&l->quantizers[k].seen, err);
         if (st)
@@ -278,6 +289,7 @@ void qd_layout_free(qd_layout *l)
     }
     qd_free(l->group_until);
     qd_free(l->layers);
+    qd_free(l->attentions);
     qd_free(l->quantizers);
     qd_free(l);
 }

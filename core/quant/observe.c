@@ -277,17 +277,19 @@ qd_status qd_layout_watch_groups(qd_layout *l, const qd_calibration_set *set, in
     return QD_OK;
 }
 
-qd_status qd_range_choose(const qd_range_rule *r, const qd_histogram *seen, qd_affine *out, qd_err *err)
+qd_status qd_range_choose(const qd_range_rule *r, const qd_quantizer *q, const qd_histogram *seen, qd_affine *out,
+                          qd_err *err)
 {
+    const int bits = q->bits ? q->bits : r->bits;
     switch (r->how) {
     case QD_RANGE_MSE:
-        return qd_histogram_search(seen, r->bits, r->symmetric, out, err);
+        return qd_histogram_search(seen, bits, r->symmetric, out, err);
     case QD_RANGE_PERCENTILE:
-        return qd_histogram_percentile(seen, r->percentile, r->bits, r->symmetric, out, err);
+        return qd_histogram_percentile(seen, r->percentile, bits, r->symmetric, out, err);
     case QD_RANGE_MINMAX:
         break;
     }
-    return qd_histogram_fit(seen, r->bits, r->symmetric, out, err);
+    return qd_histogram_fit(seen, bits, r->symmetric, out, err);
 }
 
 qd_status qd_layout_choose_maps(qd_layout *l, const qd_range_rule *rule, const qd_run *run, qd_err *err)
@@ -298,7 +300,7 @@ qd_status qd_layout_choose_maps(qd_layout *l, const qd_range_rule *rule, const q
         qd_status st = qd_run_check(run, err);
         if (st)
             return st;
-        st = qd_range_choose(rule, q->seen, &q->map, err);
+        st = qd_range_choose(rule, q, q->seen, &q->map, err);
         if (st)
             return qd_fail_in(err, st, "value '%s' over the calibration set", name);
         q->sqnr_db = qd_histogram_sqnr_db(q->seen, &q->map);

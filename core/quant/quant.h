@@ -60,8 +60,9 @@ typedef enum qd_needs { QD_NEEDS_NOTHING = 0, QD_NEEDS_DATA = 1, QD_NEEDS_DENOIS
 /* One quantized layer, as reported. */
 typedef struct qd_layer_report {
     char name[QD_MAX_NAME + 8];       /* of the layer; with ".split0", ".split1" for the halves of a split one */
-    const char *op;                   /* "conv2d", "linear" */
+    const char *op;                   /* "conv2d", "linear"; "attention": a row for each of ".q", ".k", ".v" on codes */
     int weight_bits, activation_bits; /* 0 = left in float; weights alone in codes: computed in float */
+    int softmax_bits;                 /* of attention on codes; 0 = none */
     int64_t group_size;               /* input channels that share a scale of the weights; 0 = all */
     float scale;                      // of the activation
     int32_t zero;

@@ -22,6 +22,7 @@ typedef struct qd_quantizer {
     double *sum;            // [channels], of everything seen; NULL unless qd_layout_watch_means was asked for it
     int64_t summed;         /* values in each of them */
     qd_histogram **seen_in; // [groups of the layout], the same by groups of time steps; NULL when there are none
+    int bits;               /* 0 = as asked of all */
     qd_affine map;
     double sqnr_db; /* of the codes against what was seen */
 } qd_quantizer;
@@ -39,23 +40,42 @@ typedef struct qd_part {
 typedef struct qd_quant_layer {
     qd_node_id id;
     const char *note; /* why it computes in float; NULL when it is quantized */
+    int weight_bits;  /* 0 = as asked of all */
     bool weight_only; /* it computes in float, with its weights kept in 8 bits: part[0] without a quantizer */
     int n_parts;      /* 1; 2 when split (qncd.md 4.1) */
     qd_part part[2];
     qd_tensor bias; // F32 [O]; empty = the float graph's
 } qd_quant_layer;
 
+/* Attention whose products run on codes of q, k and v and of its softmax (qncd.md 4.2). */
+typedef struct qd_quant_attention {
+    qd_node_id id;
+    const char *note; /* why it computes in float; NULL when it does not */
+    int quantizer[3]; /* of q, k, v */
+    int softmax_bits;
+} qd_quant_attention;
+
 typedef struct qd_layout {
     const qd_graph *graph; /* float, lent */
     qd_node_id input;      /* takes the image */
     qd_quant_layer *layers;
     int n_layers;
+    qd_quant_attention *attentions;
+    int n_attentions;
     qd_quantizer *quantizers;
     int n_quantizers;
     int64_t group_size; /* asked for; layers too narrow for two groups have one scale for each output */
     int n_groups;       /* of time steps; 0 = ranges hold for all of them */
     int *group_until;   // [n_groups], falling: group k is t >= group_until[k]
 } qd_layout;
+
+/* What of the transformer part runs on codes: layers of tokens, and the products of attention (qncd.md 4.2). */
+typedef enum qd_transformer_policy {
+    QD_TRANSFORMER_LINEAR, /* the layers as all others, the products in float */
+    QD_TRANSFORMER_FLOAT,  /* nothing */
+    QD_TRANSFORMER_W8A8,   /* both in 8 bits, whatever the bits of other layers */
+    QD_TRANSFORMER_SAME,   /* both in the bits asked for */
+} qd_transformer_policy;
 
 typedef struct qd_layout_options {
     const char *input;   /* the graph's input that takes the image; NULL = "sample" */
@@ -65,14 +85,27 @@ typedef struct qd_layout_options {
     bool w8_edges;       /* with float_edges: but keep their weights in 8 bits (qncd.md 3.6) */
     bool w8_time;        /* keep the weights of layers that depend on the time step only in 8 bits */
     int64_t group_size;
+    qd_transformer_policy transformer;
+    int softmax_bits; /* 8 or 16, where products run on codes */
 } qd_layout_options;
 
 /* Every conv2d and linear in graph order. Those that do not depend on the input "sample" depend on the time step only and stay in
  * float (qncd.md 3.6), as do those the options name. */
 qd_status qd_layout_new(const qd_graph *g, const qd_layout_options *o, qd_layout **out, qd_err *err);
 void qd_layout_free(qd_layout *l);
+/* The quantizer of a value, made when there is none; the layout has room for it. */
+int qd_layout_quantizer(qd_layout *l, qd_node_id value, int axis, int64_t channels);
 /* Shapes of all nodes of a graph with batch 1. */
 qd_status qd_layout_shapes(const qd_graph *g, qd_shape *shapes, qd_err *err);
+
+/* --- attention.c --- */
+/* "linear", "fp", "w8a8", "wXaY"; -1 when there is no such policy. */
+int qd_transformer_policy_find(const char *name);
+/* A linear over tokens [N, T, C]? */
+bool qd_is_token_layer(const qd_graph *g, qd_node_id id, const qd_shape *shapes);
+/* Every attention of the graph, with quantizers where its products shall run on codes. */
+qd_status qd_layout_find_attention(qd_layout *l, const qd_shape *shapes, const bool *on_sample,
+                                   const qd_layout_options *o, qd_err *err);
 
 /* --- weights.c --- */
 /* Codes and scales of all weights: symmetric for each output channel or group of the layout, half to even; packed where `bits` allow
@@ -146,7 +179,8 @@ typedef struct qd_range_rule {
 /* The rule of a choice "minmax", "percentile" or "mse". */
 qd_range_rule qd_range_rule_of(const char *choice);
 /* One map by the rule. */
-qd_status qd_range_choose(const qd_range_rule *rule, const qd_histogram *seen, qd_affine *out, qd_err *err);
+qd_status qd_range_choose(const qd_range_rule *rule, const qd_quantizer *q, const qd_histogram *seen, qd_affine *out,
+                          qd_err *err);
 /* The map of every quantizer. */
 qd_status qd_layout_choose_maps(qd_layout *l, const qd_range_rule *rule, const qd_run *run, qd_err *err);
 

@@ -67,14 +67,48 @@ static void fill_row(const qd_layout *l, const qd_quant_layer *layer, int part, 
     r->input_sqnr_db = q->sqnr_db;
 }
 
+/* Attention in float (k < 0), or its q, k or v. The scores' multiply-adds are shared out between q and k. */
+static void fill_attention(const qd_layout *l, const qd_quant_attention *a, int k, int64_t macs, qd_layer_report *r)
+{
+    static const char *const suffix[3] = { ".q", ".k", ".v" };
+    *r = (qd_layer_report){ .op = "attention",
+                            .weight_sqnr_db = NAN,
+                            .input_sqnr_db = NAN,
+                            .macs = k < 0   ? macs
+                                    : k < 2 ? macs / 4
+                                            : macs / 2,
+                            .note = a->note ? a->note : "" };
+    snprintf(r->name, sizeof r->name, "%s%s", qd_graph_node(l->graph, a->id)->name, k < 0 ? "" : suffix[k]);
+    if (k < 0)
+        return;
+    const qd_quantizer *q = &l->quantizers[a->quantizer[k]];
+    r->softmax_bits = a->softmax_bits;
+    r->activation_bits = q->map.bits;
+    r->scale = q->map.scale;
+    r->zero = q->map.zero;
+    qd_histogram_range(q->seen, &r->lo, &r->hi);
+    r->input_sqnr_db = q->sqnr_db;
+}
+
+static void add_row(qd_quant_report *report, const qd_layer_report *row, const qd_run *run)
+{
+    const qd_layer_report *r = &report->layers[report->n_layers++];
+    report->layers[report->n_layers - 1] = *row;
+    qd_run_layer(run, r->name, -1, r->weight_bits, r->activation_bits, r->input_sqnr_db,
+                 r->activation_bits ? (double)r->lo : (double)NAN, r->activation_bits ? (double)r->hi : (double)NAN);
+}
+
 qd_status qd_layout_report(const qd_layout *l, int weight_bits, int activation_bits, const qd_run *run,
                            qd_quant_report *report, qd_err *err)
 {
     int rows = 0;
+    qd_layer_report row;
     qd_status st;
     qd_shape *shapes = qd_calloc((size_t)qd_graph_size(l->graph), sizeof *shapes);
     for (int k = 0; k < l->n_layers; k++)
         rows += l->layers[k].note ? 1 : l->layers[k].n_parts;
+    for (int k = 0; k < l->n_attentions; k++)
+        rows += l->attentions[k].note ? 1 : 3;
     report->layers = qd_calloc((size_t)rows, sizeof *report->layers);
     if (!shapes || !report->layers) {
         st = qd_fail(err, QD_E_NOMEM, "no memory for a report of %d layers", rows);
@@ -87,14 +121,20 @@ qd_status qd_layout_report(const qd_layout *l, int weight_bits, int activation_b
         const qd_quant_layer *layer = &l->layers[k];
         const int64_t macs = macs_of(l->graph, qd_graph_node(l->graph, layer->id), shapes, layer->id);
         for (int part = 0; part < (layer->note ? 1 : layer->n_parts); part++) {
-            qd_layer_report *r = &report->layers[report->n_layers++];
-            fill_row(l, layer, part, macs, r);
+            fill_row(l, layer, part, macs, &row);
             if (!layer->note) {
-                r->weight_bits = weight_bits;
-                r->activation_bits = activation_bits;
+                row.weight_bits = layer->weight_bits ? layer->weight_bits : weight_bits;
+                row.activation_bits = l->quantizers[layer->part[part].quantizer].map.bits;
             }
-            qd_run_layer(run, r->name, -1, r->weight_bits, r->activation_bits, r->input_sqnr_db,
-                         layer->note ? (double)NAN : (double)r->lo, layer->note ? (double)NAN : (double)r->hi);
+            add_row(report, &row, run);
+        }
+    }
+    for (int k = 0; k < l->n_attentions; k++) {
+        const qd_quant_attention *a = &l->attentions[k];
+        const int64_t macs = macs_of(l->graph, qd_graph_node(l->graph, a->id), shapes, a->id);
+        for (int j = a->note ? -1 : 0; j < (a->note ? 0 : 3); j++) {
+            fill_attention(l, a, j, macs, &row);
+            add_row(report, &row, run);
         }
     }
 out:
@@ -127,6 +167,8 @@ static void add_layer(qd_buf *b, const qd_layer_report *l)
     }
     if (l->weight_bits)
         add_number(b, "weight_sqnr_db", l->weight_sqnr_db);
+    if (l->softmax_bits)
+        add_number(b, "softmax_bits", l->softmax_bits);
     if (l->group_size)
         add_number(b, "group_size", (double)l->group_size);
     /* What multiplies what: codes in integers, or floats whose weights may have been codes on disk. */

@@ -1,4 +1,4 @@
-/* rewrite.c - the float graph with its layers replaced: x -> quantize -> qconv2d or qlinear. */
+/* rewrite.c - the float graph with its layers replaced: x -> quantize -> qconv2d, qlinear or qattention. */
 #include <stdio.h>
 #include <string.h>
 
@@ -98,6 +98,26 @@ static qd_node_id add_weight_only(rewrite *w, const qd_node *n, const qd_part *p
     return qd_graph_add(w->to, n->op, n->name, inputs, bias < 0 ? 2 : 3, n->attr, n->n_attrs);
 }
 
+static void add_attention(rewrite *w, const qd_quant_attention *a)
+{
+    static const char *const suffix[3] = { ".q", ".k", ".v" };
+    static const char *const scales[3] = { "q_scale", "k_scale", "v_scale" };
+    static const char *const zeros[3] = { "q_zero", "k_zero", "v_zero" };
+    const qd_node *n = qd_graph_node(w->from, a->id);
+    qd_attr attrs[9] = { QD_INT("heads", qd_node_int(n, "heads")), QD_FLOAT("scale", qd_node_float(n, "scale")),
+                         QD_INT("softmax_bits", a->softmax_bits) };
+    qd_node_id codes[3];
+    for (int k = 0; k < 3; k++) {
+        char name[NAME_BYTES];
+        const qd_affine *map = &w->layout->quantizers[a->quantizer[k]].map;
+        snprintf(name, sizeof name, "%s%s", n->name, suffix[k]);
+        codes[k] = add_codes(w, name, a->quantizer[k]);
+        attrs[3 + 2 * k] = QD_FLOAT(scales[k], map->scale);
+        attrs[4 + 2 * k] = QD_INT(zeros[k], map->zero);
+    }
+    w->map[a->id] = qd_graph_add(w->to, &qd_op_qattention, n->name, codes, 3, attrs, 9);
+}
+
 static qd_node_id add_bias(rewrite *w, const qd_node *n, const qd_quant_layer *layer)
 {
     char name[NAME_BYTES];
@@ -120,6 +140,12 @@ void qd_layout_codes_name(const qd_layout *l, int quantizer, char *name, size_t 
                 return;
             }
     }
+    for (int k = 0; k < l->n_attentions; k++)
+        for (int j = 0; j < 3 && !l->attentions[k].note; j++)
+            if (l->attentions[k].quantizer[j] == quantizer) {
+                snprintf(name, size, "%s.%c.quantize", qd_graph_node(l->graph, l->attentions[k].id)->name, "qkv"[j]);
+                return;
+            }
     snprintf(name, size, "?");
 }
 
@@ -146,14 +172,21 @@ static void add_layer(rewrite *w, const qd_quant_layer *layer)
 
 static void add_all(rewrite *w)
 {
-    int next = 0; /* layers are in graph order */
+    int next = 0, next_attention = 0; /* both are in graph order */
     for (qd_node_id id = 0; id < qd_graph_size(w->from); id++) {
         const qd_node *n = qd_graph_node(w->from, id);
         const qd_quant_layer *layer = NULL;
         if (next < w->layout->n_layers && w->layout->layers[next].id == id)
             layer = &w->layout->layers[next++];
+        const qd_quant_attention *attention = NULL;
+        if (next_attention < w->layout->n_attentions && w->layout->attentions[next_attention].id == id)
+            attention = &w->layout->attentions[next_attention++];
         if (n->op == &qd_op_const)
             continue;
+        if (attention && !attention->note) {
+            add_attention(w, attention);
+            continue;
+        }
         if (layer && (!layer->note || layer->weight_only)) {
             add_layer(w, layer);
             continue;

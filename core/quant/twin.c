@@ -30,9 +30,10 @@ static const qd_node *maker_of(const qd_graph *g, qd_node_id id)
 }
 
 /* In the twin codes carry their own meaning, so a reader must mean the same. */
-static qd_status check_reader(const qd_graph *g, const qd_node *n, const char *scale, const char *zero, qd_err *err)
+static qd_status check_reader(const qd_graph *g, const qd_node *n, int k, const char *scale, const char *zero,
+                              qd_err *err)
 {
-    const qd_node *maker = maker_of(g, n->input[0]);
+    const qd_node *maker = maker_of(g, n->input[k]);
     if (!maker)
         return qd_fail(err, QD_E_UNSUPPORTED, "'%s' reads codes that no quantize node made", n->name);
     if ((float)qd_node_float(maker, "scale") != (float)qd_node_float(n, scale) ||
@@ -75,7 +76,7 @@ static qd_status add_layer(twin *w, qd_node_id id, const qd_op *op, qd_err *err)
     qd_node_id weight = -1;
     qd_attr attrs[QD_MAX_ATTRS];
     int n_attrs = 0;
-    qd_status st = check_reader(w->from, n, "x_scale", "x_zero", err);
+    qd_status st = check_reader(w->from, n, 0, "x_scale", "x_zero", err);
     if (!st)
         st = add_weight(w, n, &weight, err);
     if (st)
@@ -90,6 +91,25 @@ static qd_status add_layer(twin *w, qd_node_id id, const qd_op *op, qd_err *err)
     return QD_OK;
 }
 
+static qd_status add_attention(twin *w, qd_node_id id, qd_err *err)
+{
+    static const char *const scales[3] = { "q_scale", "k_scale", "v_scale" };
+    static const char *const zeros[3] = { "q_zero", "k_zero", "v_zero" };
+    const qd_node *n = qd_graph_node(w->from, id);
+    qd_node_id inputs[3];
+    qd_status st = QD_OK;
+    for (int k = 0; k < 3 && !st; k++) {
+        st = check_reader(w->from, n, k, scales[k], zeros[k], err);
+        inputs[k] = take(w, n->input[k]);
+    }
+    if (!st)
+        w->map[id] = qd_graph_add(w->to, &qd_op_fake_attention, n->name, inputs, 3,
+                                  QD_ATTRS(QD_INT("heads", qd_node_int(n, "heads")),
+                                           QD_FLOAT("scale", qd_node_float(n, "scale")),
+                                           QD_INT("softmax_bits", qd_node_int(n, "softmax_bits"))));
+    return st;
+}
+
 static qd_status add_node(twin *w, qd_node_id id, qd_err *err)
 {
     const qd_node *n = qd_graph_node(w->from, id);
@@ -99,9 +119,11 @@ static qd_status add_node(twin *w, qd_node_id id, qd_err *err)
         return add_layer(w, id, &qd_op_conv2d, err);
     if (n->op == &qd_op_qlinear)
         return add_layer(w, id, &qd_op_linear, err);
+    if (n->op == &qd_op_qattention)
+        return add_attention(w, id, err);
     /* Codes that are a constant are the weights of a layer that computes in float: the same in the twin. */
     if (n->op == &qd_op_dequantize && qd_graph_node(w->from, n->input[0])->op != &qd_op_const) {
-        const qd_status st = check_reader(w->from, n, "scale", "zero", err);
+        const qd_status st = check_reader(w->from, n, 0, "scale", "zero", err);
         w->map[id] = take(w, n->input[0]);
         return st;
     }

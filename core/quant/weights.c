@@ -140,7 +140,8 @@ qd_status qd_layout_quantize_weights(qd_layout *l, int bits, bool search, const 
             part->group_size = grouped && part->channels > l->group_size ? l->group_size : 0;
             if (!st)
                 st = layer->weight_only ? quantize_part(n, weight, part, 8, false, run, err)
-                                        : quantize_part(n, weight, part, bits, search, run, err);
+                                        : quantize_part(n, weight, part, layer->weight_bits ? layer->weight_bits : bits,
+                                                        search, run, err);
             if (st)
                 return st;
         }
