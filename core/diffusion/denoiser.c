@@ -224,7 +224,11 @@ qd_status qd_denoiser_open(const qd_graph *g, const qd_denoiser_options *o, qd_d
                                    .threads = o->threads,
                                    .backend = o->backend,
                                    .budget = o->budget,
-                                   .take = o->take };
+                                   .take = o->take,
+                                   .observed = o->observed,
+                                   .n_observed = o->n_observed,
+                                   .observe = o->observe,
+                                   .observe_ctx = o->observe_ctx };
     st = qd_plan_compile(g, &plan, &d->plan, err);
     if (st)
         goto out;

@@ -148,6 +148,11 @@ typedef struct qd_denoiser_options {
     qd_budget *budget;                /* may be NULL */
     const qd_condition *condition;    /* NULL for a network that takes none; shared, may go afterwards */
     qd_graph *take;                   /* the very graph, to be taken apart (plan.h); NULL = leave it whole */
+    /* Values shown while it runs, as plan.h says. */
+    const qd_node_id *observed;
+    int n_observed;
+    void (*observe)(void *ctx, qd_node_id id, const float *data, const qd_shape *shape);
+    void *observe_ctx;
 } qd_denoiser_options;
 /* The predictor's eps is the guided one. QD_E_INVALID as qd_condition_check says. */
 qd_status qd_denoiser_open(const qd_graph *g, const qd_denoiser_options *o, qd_denoiser **out, qd_err *err);

@@ -43,6 +43,8 @@ static const char *const grain_choices[] = { "scalar", "channel", NULL };
       .summary = "Clip the predicted image while sampling: as the model's scheduler says, always, or never." }, \
     { .name = "measure_samples", .type = QD_PARAM_INT, .fallback = "8", .min = 1, .max = 1024, \
       .summary = "Trajectories, other than those of the calibration, on which the result is measured." }, \
+    { .name = "noise_map_steps", .type = QD_PARAM_INT, .fallback = "10", .min = 0, .max = 1000, \
+      .summary = "At how many steps every layer is compared with the float network's for the noise map; 0: no map." }, \
     { .name = "edge_layers", .type = QD_PARAM_CHOICE, .fallback = "float", .choices = edge_choices, \
       .summary = "The layers that read and make the image itself: w8 keeps their weights in 8 bits and computes in float, int8 computes " \
                  "on codes, which costs much quality there and saves next to nothing." }, \

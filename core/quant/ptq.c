@@ -23,6 +23,7 @@ typedef struct ptq {
     qd_layout_options layout;
     int calibration_steps;
     int64_t measure_samples;
+    int map_steps; /* columns of the noise map; 0 = none */
     qd_trajectories trajectories;
 } ptq;
 
@@ -115,6 +116,7 @@ static qd_status read_task(const qd_quant_task *task, const qd_run *run, ptq *o,
                     .softmax_bits = (int)qd_params_int(p, "softmax_bits") },
         .calibration_steps = (int)qd_params_int(p, "calibration_steps"),
         .measure_samples = qd_params_int(p, "measure_samples"),
+        .map_steps = (int)qd_params_int(p, "noise_map_steps"),
         .trajectories = { .graph = task->graph,
                           .schedule = task->schedule,
                           .sampler = qd_sampler_find(qd_params_string(p, "sampler")),
@@ -146,6 +148,22 @@ static qd_status measure(const ptq *o, const qd_graph *quantized, const qd_run *
     j.options.first_sample = j.samples;
     j.samples = o->measure_samples;
     return qd_measure_eps(&j, quantized, report->correction, (j.options.steps + 49) / 50, run, report, err);
+}
+
+/* On the samples that measure. A network too large for it goes without. */
+static qd_status draw_map(const ptq *o, const qd_graph *quantized, const qd_run *run, qd_quant_report *told,
+                          qd_err *err)
+{
+    qd_trajectories j = o->trajectories;
+    j.options.first_sample = j.samples;
+    j.samples = o->measure_samples;
+    if (o->map_steps == 0)
+        return QD_OK;
+    const qd_status st = qd_noise_map_make(&j, quantized, told->correction, o->map_steps, run, told, &told->map, err);
+    if (st != QD_E_LIMIT)
+        return st;
+    qd_run_warn(run, "no noise map: %s", err ? err->text : "the budget does not hold it");
+    return QD_OK;
 }
 
 /* Stage 3: the same function, easier to quantize; from here on it is the float reference (7.5). And what depends on the time step
@@ -242,7 +260,7 @@ qd_status qd_ptq_run(const qd_ptq_stages *stages, const qd_quant_task *task, con
     told.float_bytes = qd_graph_param_bytes(task->graph);
     told.quantized_bytes = qd_graph_param_bytes(quantized);
     st = measure(&o, quantized, run, &told, err);
-    if (st)
+    if (st || (st = draw_map(&o, quantized, run, &told, err)))
         goto out;
 
     *out = quantized;

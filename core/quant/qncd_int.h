@@ -173,6 +173,13 @@ qd_status qd_correction_new(const qd_noise_options *o, qd_correction_mode mode, 
 qd_status qd_noise_collect(qd_correction *c, const qd_noise_options *o, const qd_trajectories *j,
                            const qd_graph *quantized, const qd_run *run, qd_err *err);
 
+/* --- noise_map.c --- */
+/* What every layer of the report makes, float against quantized, at up to `steps` of the sampler's steps on the first batch of j. Also as
+ * run's layer events. QD_E_LIMIT where the budget does not hold a call's values: a map is worth less than a job. */
+qd_status qd_noise_map_make(const qd_trajectories *j, const qd_graph *quantized, const qd_correction *groups, int steps,
+                            const qd_run *run, const qd_quant_report *layers, qd_noise_map *out, qd_err *err);
+void qd_noise_map_clear(qd_noise_map *m);
+
 /* --- ptq.c: the pipeline; denoisers.c: its methods --- */
 typedef struct qd_ptq_stages {
     bool smooth;

@@ -4,13 +4,14 @@
 
 #include "base/mem.h"
 #include "graph/op.h"
-#include "quant/quant_int.h"
+#include "quant/qncd_int.h"
 
 void qd_quant_report_clear(qd_quant_report *r)
 {
     qd_free(r->layers);
     qd_free(r->eps_t);
     qd_free(r->eps_sqnr_db);
+    qd_noise_map_clear(&r->map);
     qd_recon_report_clear(&r->recon);
     qd_correction_free(r->correction);
     *r = (qd_quant_report){ 0 };
@@ -150,6 +151,88 @@ static void add_number(qd_buf *b, const char *key, double v)
     qd_buf_add_json_number(b, v);
 }
 
+static void add_floats(qd_buf *b, const float *v, int n)
+{
+    qd_buf_adds(b, "[");
+    for (int k = 0; k < n; k++) {
+        qd_buf_adds(b, k ? "," : "");
+        if (isfinite(v[k]))
+            qd_buf_addf(b, "%.4g", (double)v[k]);
+        else
+            qd_buf_adds(b, "null"); /* equal: no noise at all */
+    }
+    qd_buf_adds(b, "]");
+}
+
+/* Rows are layers, columns steps. */
+static void add_map(qd_buf *b, const qd_noise_map *m)
+{
+    qd_buf_adds(b, ",\"noise_map\":{\"t\":[");
+    for (int k = 0; k < m->n_steps; k++)
+        qd_buf_addf(b, k ? ",%d" : "%d", m->t[k]);
+    qd_buf_adds(b, "],\"layers\":[");
+    for (int k = 0; k < m->n_layers; k++) {
+        qd_buf_adds(b, k ? ",{\"name\":" : "{\"name\":");
+        qd_buf_add_json_string(b, m->layer[k]);
+        qd_buf_adds(b, ",\"sqnr_db\":");
+        add_floats(b, m->sqnr_db + k * m->n_steps, m->n_steps);
+        qd_buf_adds(b, ",\"cosine\":");
+        add_floats(b, m->cosine + k * m->n_steps, m->n_steps);
+        qd_buf_adds(b, "}");
+    }
+    qd_buf_adds(b, "]}");
+}
+
+static void add_recon(qd_buf *b, const qd_recon_report *r)
+{
+    qd_buf_adds(b, ",\"reconstruction\":[");
+    for (int k = 0; k < r->n; k++) {
+        const qd_recon_block *block = &r->blocks[k];
+        qd_buf_adds(b, k ? ",{\"name\":" : "{\"name\":");
+        qd_buf_add_json_string(b, block->name);
+        qd_buf_adds(b, ",\"kind\":");
+        qd_buf_add_json_string(b, block->kind);
+        add_number(b, "layers", block->layers);
+        add_number(b, "iterations", block->iterations);
+        add_number(b, "mse_nearest", block->mse_nearest);
+        add_number(b, "mse_learned", block->mse_learned);
+        add_number(b, "settled", block->settled);
+        qd_buf_addf(b, ",\"kept_nearest\":%s}", block->kept_nearest ? "true" : "false");
+    }
+    qd_buf_adds(b, "]");
+}
+
+/* What sampling does about the noise, and the figures it goes by. */
+static void add_correction(qd_buf *b, const qd_correction *c)
+{
+    qd_buf_addf(b, ",\"correction\":{\"mode\":\"%s\",\"sampler\":\"%s\"", qd_correction_mode_name(c->mode), c->sampler);
+    add_number(b, "steps", c->steps);
+    add_number(b, "activation_groups", c->n_groups);
+    qd_buf_adds(b, ",\"table\":[");
+    for (int k = 0; k < c->n_table; k++) {
+        const qd_noise_figures f = qd_noise_figures_of(&c->table[k], c->channels);
+        double bias = 0;
+        for (int64_t i = 0; i < c->channels; i++) {
+            const qd_noise_sums *s = &c->table[k].channel[i];
+            bias += (s->d - f.k * s->e) / s->n / (double)c->channels;
+        }
+        qd_buf_addf(b, "%s{\"t\":%d", k ? "," : "", c->table[k].t);
+        add_number(b, "slope", f.k);
+        add_number(b, "bias", bias);
+        add_number(b, "sigma", f.sigma);
+        qd_buf_adds(b, "}");
+    }
+    qd_buf_adds(b, "],\"probe\":[");
+    for (int k = 0; k < c->n_probe; k++) {
+        qd_buf_addf(b, "%s{\"t\":%d", k ? "," : "", c->probe[k].t);
+        add_number(b, "mean", c->probe[k].m[0]);
+        add_number(b, "variance", c->probe[k].v[0]);
+        add_number(b, "spread", c->probe[k].s[0]);
+        qd_buf_adds(b, "}");
+    }
+    qd_buf_adds(b, "]}");
+}
+
 static void add_layer(qd_buf *b, const qd_layer_report *l)
 {
     qd_buf_adds(b, "{\"name\":");
@@ -209,6 +292,12 @@ qd_status qd_quant_report_json(const qd_quant_report *r, qd_buf *b, qd_err *err)
         qd_buf_adds(b, "]");
         add_number(b, "eps_sqnr_db", r->eps_sqnr_mean_db);
     }
+    if (r->map.n_layers)
+        add_map(b, &r->map);
+    if (r->recon.n)
+        add_recon(b, &r->recon);
+    if (r->correction)
+        add_correction(b, r->correction);
     qd_buf_adds(b, "}");
     if (b->failed)
         return qd_fail(err, QD_E_NOMEM, "no room for the report of %d layers", r->n_layers);

@@ -4,7 +4,7 @@
  *            [--set NAME=VALUE]..
  *
  * Samples are DDIM without clipping from the same noise for every row; the distance is to the 10,000 test images of Fashion-MNIST in
- * the 128 features of fmnist-dwnet. --set gives a parameter to every method that has it. Leaves with 77 when the data are not there. */
+ * the 128 features of fmnist-dwnet, pixels cut to 8 bits. --set gives a parameter to every method that has it. Leaves with 77 when the data are not there. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -72,7 +72,7 @@ static bool open_all(bench *b)
     check_ok(qd_zoo_build(denoiser, NULL, &b->graph, &role, &err), &err);
     check_ok(qd_schedule_open(denoiser->scheduler, &b->schedule, &err), &err);
     const qd_feature_options o = {
-        .features = "features", .pixels = QD_PIXEL_FLOAT, .mean = "0.2860", .std = "0.3530"
+        .features = "features", .pixels = QD_PIXEL_TRUNCATE, .mean = "0.2860", .std = "0.3530"
     };
     check_ok(qd_features_new(net_graph, &o, &run, &b->features, &err), &err);
     const qd_data_limits limits = { .max_bytes = 1ull << 30, .max_count = 1000000 };
