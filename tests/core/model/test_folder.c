@@ -131,7 +131,25 @@ static void pipeline_with_components(void **state)
     m = open_ok(root);
     assert_true(qd_config_has(m->config, "sample_size"));
     assert_int_equal(steps_of(m), 9);
+    assert_null(m->first_stage); /* there is a folder, and nothing in it: the denoiser is worth something by itself */
+    assert_non_null(strstr(qd_meta_find(m->meta, QD_FIRST_STAGE_MISSING), "'vqvae' has no *.safetensors"));
+    assert_null(m->context);
     qd_model_free(m);
+
+    text("vqvae/config.json", "{\"num_vq_embeddings\": 7}");
+    weights("vqvae/diffusion_pytorch_model.safetensors", NAMES("c", "d", "e"));
+    weights("context.safetensors", NAMES("context"));
+    m = open_ok(root);
+    assert_null(qd_meta_find(m->meta, QD_FIRST_STAGE_MISSING));
+    assert_non_null(m->first_stage);
+    assert_true(qd_config_has(m->first_stage->config, "num_vq_embeddings"));
+    assert_int_equal(qd_weights_count(m->first_stage->weights), 3);
+    assert_true(m->file_bytes > m->first_stage->file_bytes);
+    assert_non_null(qd_weights_find(m->context, "context"));
+    qd_model_free(m);
+    text("vqvae/config.json", "{\"num_vq_embeddings\": ");
+    open_fails(root, QD_E_FORMAT, "config.json");
+    text("vqvae/config.json", "{}");
     weights("unet/diffusion_pytorch_model.safetensors", NAMES("a", "b")); /* full precision wins over fp16 */
     m = open_ok(root);
     assert_int_equal(qd_weights_count(m->weights), 2);
