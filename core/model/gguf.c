@@ -131,9 +131,13 @@ static int bits_of(const qd_export *e, int k)
     return (int)qd_dtype_bits(qd_graph_node(e->graph, codes)->dtype);
 }
 
+/* Of a shape that was counted before; where it has a 0, the other dims may be anything. */
 static int64_t count_of(const qd_shape *s)
 {
     int64_t n = 1;
+    for (int k = 0; k < s->rank; k++)
+        if (s->dim[k] == 0)
+            return 0;
     for (int k = 0; k < s->rank; k++)
         n *= s->dim[k];
     return n;

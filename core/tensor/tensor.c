@@ -387,6 +387,9 @@ int64_t qd_tensor_count(const qd_tensor *t)
 {
     int64_t n = 1;
     for (int k = 0; k < t->shape.rank; k++)
+        if (t->shape.dim[k] == 0)
+            return 0; /* the others may be anything */
+    for (int k = 0; k < t->shape.rank; k++)
         n *= t->shape.dim[k];
     return n;
 }

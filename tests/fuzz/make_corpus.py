@@ -725,6 +725,7 @@ def ggufs():
         "twice": gguf(base, [("a", [8], 0, 0), ("a", [8], 0, 32)], bytes(64)),
         "five-dims": gguf(base, [("a", [1, 1, 1, 1, 1], 0, 0)], bytes(32)),
         "shape-other": gguf(base + [("quantd.shape.w", 9, struct.pack("<IQ4Q", 10, 4, 2**32, 2**32, 1, 2))], [("w", [32, 2], 8, 0)], bytes(96)),
+        "shape-zero": gguf(base + [("quantd.shape.w", 9, struct.pack("<IQ3Q", 10, 3, 2**40, 2**40, 0))], [("w", [0], 0, 0)]),
         "cut": gguf(base, [("a", [8], 0, 0)])[:-9],
         "nothing": b"GGUF",
     }

@@ -30,6 +30,10 @@ static void shapes(void **state)
     check_fails(qd_shape_count(&huge, &n, &err), QD_E_LIMIT, "too many", &err);
     check_ok(qd_shape_count(&empty, &n, &err), &err);
     assert_int_equal(n, 0);
+    qd_tensor none = { 0 };
+    check_ok(qd_tensor_init(&none, QD_F32, &empty, NULL, &err), &err);
+    assert_int_equal(qd_tensor_count(&none), 0);
+    qd_tensor_clear(&none);
     const qd_shape rank9 = { .rank = 9 };
     check_fails(qd_shape_count(&rank9, &n, &err), QD_E_INVALID, "rank 9", &err);
 }
