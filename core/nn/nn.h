@@ -174,7 +174,8 @@ double qd_trainer_loss(const qd_trainer *t);  /* of the last */
  * same kind of CPU, with as many threads). load refuses a checkpoint of another network, optimizer or seed. */
 qd_status qd_trainer_save(const qd_trainer *t, const char *path, qd_err *err);
 qd_status qd_trainer_load(qd_trainer *t, const char *path, qd_err *err);
-/* The network with what was learned in place of its constants; averaged: the moving average. */
+/* The network with what was learned in place of its constants, drawn from the budget of the run the trainer was made with, which must
+ * outlive it; averaged: the moving average. */
 qd_status qd_trainer_network(const qd_trainer *t, bool averaged, qd_graph **out, qd_err *err);
 /* The compiled step, for benchmarks and profiles. Lent. */
 struct qd_plan *qd_trainer_plan(const qd_trainer *t);

@@ -22,9 +22,9 @@ typedef struct qd_trainable {
 /* t is zeroed before; clear it after success and failure alike. */
 qd_status qd_trainable_make(const qd_trainer_options *o, qd_trainable *t, qd_err *err);
 void qd_trainable_clear(qd_trainable *t);
-/* The network with the constants for which learned() gives data replaced. */
+/* The network with the constants for which learned() gives data replaced; new ones are drawn from the budget. */
 qd_status qd_trainable_finish(const qd_graph *network, const float *(*learned)(const void *ctx, qd_node_id id),
-                              const void *ctx, qd_graph **out, qd_err *err);
+                              const void *ctx, qd_budget *budget, qd_graph **out, qd_err *err);
 
 /* --- train_plan.c --- */
 

@@ -113,7 +113,7 @@ void qd_trainable_clear(qd_trainable *t)
 }
 
 qd_status qd_trainable_finish(const qd_graph *network, const float *(*learned)(const void *ctx, qd_node_id id),
-                              const void *ctx, qd_graph **out, qd_err *err)
+                              const void *ctx, qd_budget *budget, qd_graph **out, qd_err *err)
 {
     const int n = qd_graph_size(network);
     qd_graph *g = NULL;
@@ -129,7 +129,7 @@ qd_status qd_trainable_finish(const qd_graph *network, const float *(*learned)(c
             continue;
         }
         qd_tensor value = { 0 };
-        st = qd_tensor_init(&value, QD_F32, &node->shape, NULL, err);
+        st = qd_tensor_init(&value, QD_F32, &node->shape, budget, err);
         if (!st) {
             memcpy(value.data, data, qd_tensor_bytes(&value));
             map[id] = qd_graph_const(g, node->name, &value);

@@ -451,5 +451,5 @@ qd_status qd_trainer_network(const qd_trainer *t, bool averaged, qd_graph **out,
     const finish f = { .t = t, .w = averaged ? t->ema : t->w };
     if (!f.w)
         return qd_fail(err, QD_E_INVALID, "no average was kept: ema_decay is 0");
-    return qd_trainable_finish(t->o.network, learned, &f, out, err);
+    return qd_trainable_finish(t->o.network, learned, &f, t->budget, out, err);
 }
