@@ -118,7 +118,7 @@ static void map(qd_map f, float *dst, const float *a, const float *b, int64_t n,
         EACH(b[i] > 0.0f ? a[i] : p0 * a[i]);
         break;
     case QD_MAP_CLIP_GRAD:
-        EACH((b[i] >= p0) & (b[i] <= p1) ? a[i] : 0.0f);
+        EACH(((b[i] >= p0) & (b[i] <= p1)) ? a[i] : 0.0f);
         break;
     case QD_MAP_SILU_GRAD:
         slopes(dst, a, b, n, QD_MAP_SILU_GRAD);
@@ -134,7 +134,7 @@ static void map(qd_map f, float *dst, const float *a, const float *b, int64_t n,
         break;
     case QD_MAP_FAKE_QUANT_GRAD:
     case QD_MAP_LEARNED_QUANT_GRAD:
-        EACH((b[i] / p0 >= p1) & (b[i] / p0 <= p2) ? a[i] : 0.0f);
+        EACH(((b[i] / p0 >= p1) & (b[i] / p0 <= p2)) ? a[i] : 0.0f);
         break;
     case QD_MAP_LEARNED_QUANT:
 #pragma omp simd
