@@ -90,7 +90,7 @@ static qd_status block_at(const qd_tensor *x, const qd_tensor *index, const rows
 qd_status qd_fold_gather_nd(qd_onnx_world *w, qd_err *err)
 {
     const qd_tensor *x = w->in[0], *index = w->in[1];
-    rows r;
+    rows r = { 0 };
     qd_status st = rows_of(x, index, &r, err);
     if (!st && qd_onnx_attr_int(w->n, "batch_dims", 0))
         st = qd_fail(err, QD_E_UNSUPPORTED, "batch_dims");
@@ -120,7 +120,7 @@ qd_status qd_fold_gather_nd(qd_onnx_world *w, qd_err *err)
 qd_status qd_fold_scatter_nd(qd_onnx_world *w, qd_err *err)
 {
     const qd_tensor *x = w->in[0], *index = w->in[1], *updates = w->in[2];
-    rows r;
+    rows r = { 0 };
     qd_status st = rows_of(x, index, &r, err);
     if (!st && strcmp(qd_onnx_attr_string(w->n, "reduction", "none"), "none") != 0)
         st = qd_fail(err, QD_E_UNSUPPORTED, "reduction '%.40s'", qd_onnx_attr_string(w->n, "reduction", ""));
