@@ -199,9 +199,9 @@ static qd_status make_graph(training *t, qd_graph **out, qd_err *err)
     const qd_node_id target = qd_graph_input(net, "recon.target", QD_F32, &shapes[b->out]);
     const qd_node_id loss = add_loss(net, t->piece.id[b->out], target, &shapes[b->out]);
     qd_graph_output(net, "loss", loss);
-    for (int k = 0; k < b->n_layers; k++)
-        wrt[k] = qd_graph_input_at(net, t->piece.n_inputs + k);
     st = qd_graph_verify(net, err);
+    for (int k = 0; k < b->n_layers && !st; k++)
+        wrt[k] = qd_graph_input_at(net, t->piece.n_inputs + k);
     if (!st)
         st = qd_graph_gradient(net, loss, wrt, b->n_layers, out, err);
 out:
