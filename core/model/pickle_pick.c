@@ -18,6 +18,7 @@ static const char *const main_names[] = { "state_dict", "model_state_dict", "mod
                                           "unet",       "params",           "weights", NULL };
 static const char *const average_names[] = { "ema",        "ema_state_dict", "state_dict_ema", "model_ema", "ema_model",
                                              "params_ema", "ema_params",     "shadow",         "g_ema",     NULL };
+enum { WRAPPERS = 2 }; /* the first of these are PyTorch's own */
 static const char *const prefixes[] = { "module.", "_orig_mod.", "model.", "net.", NULL };
 /* Where this follows the prefix belongs to the name: builders look for it. */
 static const char *const kept[] = { "model.diffusion_model.", NULL };
@@ -153,13 +154,14 @@ static bool all_begin(const qd_pickle_items *dict, size_t skip, const char *pref
     return true;
 }
 
-static void find_prefix(const qd_pickle_items *dict, char out[64])
+/* A state_dict that is the whole file was saved by someone who meant its names: it loses those of wrappers only. */
+static void find_prefix(const candidate *c, char out[64])
 {
     out[0] = '\0';
     for (bool more = true; more && strlen(out) < 40;) {
         more = false;
-        for (int k = 0; prefixes[k] && !more; k++)
-            if (all_begin(dict, strlen(out), prefixes[k])) {
+        for (int k = 0; prefixes[k] && (k < WRAPPERS || *c->path) && !more; k++)
+            if (all_begin(c->dict, strlen(out), prefixes[k])) {
                 memcpy(out + strlen(out), prefixes[k], strlen(prefixes[k]) + 1);
                 more = true;
             }
@@ -178,10 +180,11 @@ static int by_text(const void *a, const void *b)
     return order ? order : x->size < y->size ? -1 : x->size > y->size;
 }
 
-static void list_keys(const qd_pickle_items *dict, key_view *out)
+static void list_keys(const candidate *c, key_view *out)
 {
+    const qd_pickle_items *dict = c->dict;
     char prefix[64];
-    find_prefix(dict, prefix);
+    find_prefix(c, prefix);
     const size_t skip = strlen(prefix);
     for (uint32_t k = 0; k < dict->n; k += 2)
         if (dict->at[k].kind == QD_PICKLE_TEXT && dict->at[k + 1].kind == QD_PICKLE_TENSOR)
@@ -200,8 +203,8 @@ static qd_status covers(const candidate *a, const candidate *b, bool *out, qd_er
         qd_free(y);
         return qd_fail(err, QD_E_NOMEM, "out of memory for the names of %u tensors", b->tensors);
     }
-    list_keys(a->dict, x);
-    list_keys(b->dict, y);
+    list_keys(a, x);
+    list_keys(b, y);
     qsort(y, b->tensors, sizeof(*y), by_text);
     *out = true;
     for (uint32_t k = 0; k < a->tensors && *out; k++)
@@ -242,7 +245,7 @@ static qd_status choose(const walk *w, qd_pickle_pick *out, qd_err *err)
     const candidate *chosen = average ? average : best;
     out->dict = chosen->dict;
     snprintf(out->path, sizeof(out->path), "%s", chosen->path);
-    find_prefix(chosen->dict, out->prefix);
+    find_prefix(chosen, out->prefix);
     out->beside[0] = '\0';
     for (int k = 0; k < w->n; k++)
         if (&w->at[k] != chosen)

@@ -109,6 +109,7 @@ static void the_network_is_found(void **state)
     check_choice("training_stream.pth", "net.safetensors", "state_dict", "module.", NULL);
     check_choice("with_ema.pth", "ema.safetensors", "ema", NULL, "model");
     check_choice("with_part_of_ema.pth", "net.safetensors", "model", NULL, "ema");
+    check_choice("nested_prefix.pth", "net.safetensors", "net", "net.", NULL);
     check_choice("list.ckpt", "ema.safetensors", "[4]", NULL, "[0]");
 }
 
@@ -196,13 +197,17 @@ static void in_shards(void **state)
     qd_weights_free(plain);
 }
 
-/* Names of latent diffusion keep what builders look for. */
-static void lightning_keeps_its_prefix(void **state)
+/* Names of latent diffusion keep what builders look for, and a bare state_dict keeps what it says. */
+static void names_keep_their_prefix(void **state)
 {
     qd_err err = { 0 };
     qd_weights *w = NULL;
     check_ok(qd_torch_open(golden("lightning.ckpt"), NULL, &w, NULL, NULL, &err), &err);
     assert_non_null(qd_weights_find(w, "model.diffusion_model.conv.weight"));
+    qd_weights_free(w);
+    w = NULL;
+    check_ok(qd_torch_open(golden("own_prefix.pth"), NULL, &w, NULL, NULL, &err), &err);
+    assert_non_null(qd_weights_find(w, "net.conv.weight"));
     qd_weights_free(w);
 }
 
@@ -517,7 +522,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(the_network_is_found),
         cmocka_unit_test(in_folders),
         cmocka_unit_test(in_shards),
-        cmocka_unit_test(lightning_keeps_its_prefix),
+        cmocka_unit_test(names_keep_their_prefix),
         cmocka_unit_test(as_a_model),
         cmocka_unit_test(what_is_no_checkpoint),
         cmocka_unit_test(a_stream_by_hand),

@@ -99,5 +99,8 @@ torch.save({"model": net.state_dict(), "ema": OrderedDict(ema.named_parameters()
 torch.save([wrapped.state_dict(), optimizer.state_dict(), 3, 100, ema.state_dict()], "list.ckpt")
 torch.save({"callbacks": {}, "pytorch-lightning_version": "1.4.2", "state_dict": {"model.diffusion_model." + k: v for k, v in net.state_dict().items()}},
            "lightning.ckpt")
+# A state_dict that is the whole file keeps what all its names begin with, unless PyTorch put it there.
+torch.save(OrderedDict(("net." + k, v) for k, v in net.state_dict().items()), "own_prefix.pth")
+torch.save({"net": OrderedDict(("net." + k, v) for k, v in net.state_dict().items())}, "nested_prefix.pth")
 torch.save(net, "whole_module.pth")
 torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), "script.pt")
