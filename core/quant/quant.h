@@ -144,6 +144,14 @@ typedef struct qd_recon_report {
     int n;
 } qd_recon_report;
 void qd_recon_report_clear(qd_recon_report *r);
+/* --- noise_map.c: where and when the quantized network differs, layer by layer and step by step --- */
+typedef struct qd_noise_map {
+    int n_layers, n_steps;
+    char (*layer)[QD_MAX_NAME + 8]; // [n_layers], in graph order
+    int *t;                         // [n_steps], falling
+    float *sqnr_db, *cosine; // [n_layers, n_steps]: of what the layer makes, given the same x_t of the float trajectory
+} qd_noise_map;
+
 typedef struct qd_quant_report {
     qd_layer_report *layers;
     int n_layers;
@@ -156,6 +164,7 @@ typedef struct qd_quant_report {
     double *eps_sqnr_db;
     double eps_sqnr_mean_db;   /* of the pooled signal and noise */
     qd_recon_report recon;     /* blocks whose rounding was learned */
+    qd_noise_map map;          /* denoisers; empty when it was not asked for */
     qd_correction *correction; /* goes with the graph; NULL when the method makes none. Owned by the report */
 } qd_quant_report;
 void qd_quant_report_clear(qd_quant_report *r);
