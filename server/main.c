@@ -14,6 +14,7 @@
 #include "model/model.h"
 #include "nn/nn.h"
 #include "plan/plan.h"
+#include "profile.h"
 #include "settings.h"
 #include "store/store.h"
 
@@ -61,6 +62,18 @@ static bool take_flag(int *argc, char **argv, const char *name, const char **val
         }
     }
     return true;
+}
+
+/* A flag without a value, taken out of argv. */
+static bool take_word(int *argc, char **argv, const char *name)
+{
+    for (int k = 0; k < *argc; k++)
+        if (strcmp(argv[k], name) == 0) {
+            memmove(&argv[k], &argv[k + 1], (size_t)(*argc - k - 1) * sizeof *argv);
+            (*argc)--;
+            return true;
+        }
+    return false;
 }
 
 /* The one argument without dashes, taken out of argv; NULL when there is none before the first flag. */
@@ -311,71 +324,18 @@ out:
     return status;
 }
 
-/* Runs on zeros, with room for every input and output at its full shape. */
-static qd_status run_plan(qd_plan *p, const opened *o, long runs, qd_err *err)
-{
-    void *inputs[QD_MAX_INPUTS] = { NULL }, *outputs[QD_MAX_INPUTS] = { NULL };
-    const int n_outputs = qd_graph_outputs(o->graph);
-    qd_shape *shapes = qd_calloc((size_t)qd_graph_size(o->graph), sizeof *shapes);
-    qd_status st;
-
-    if (!shapes || n_outputs > QD_MAX_INPUTS) {
-        st = qd_fail(err, shapes ? QD_E_UNSUPPORTED : QD_E_NOMEM, "no room for %d outputs", n_outputs);
-        goto out;
-    }
-    st = qd_graph_shapes(o->graph, o->shapes, o->n_inputs, shapes, err);
-    for (int k = 0; k < o->n_inputs + n_outputs && !st; k++) {
-        const bool in = k < o->n_inputs;
-        void **slot = in ? &inputs[k] : &outputs[k - o->n_inputs];
-        const qd_node_id id = in ? qd_graph_input_at(o->graph, k) : qd_graph_output_at(o->graph, k - o->n_inputs);
-        int64_t n;
-        st = qd_shape_count(&shapes[id], &n, err);
-        if (st)
-            break;
-        *slot = qd_calloc((size_t)n, sizeof(int64_t)); /* the widest dtype */
-        if (!*slot)
-            st = qd_fail(err, QD_E_NOMEM, "no memory for %lld numbers", (long long)n);
-    }
-    for (long k = 0; k < runs && !st; k++)
-        st = qd_plan_run(p, NULL, (const void *const *)inputs, outputs, err);
-out:
-    for (int k = 0; k < QD_MAX_INPUTS; k++) {
-        qd_free(inputs[k]);
-        qd_free(outputs[k]);
-    }
-    qd_free(shapes);
-    return st;
-}
-
-static void print_profile(const qd_plan *p)
-{
-    double total = 0;
-    for (int k = 0; k < qd_plan_steps(p); k++) {
-        qd_plan_step s;
-        qd_plan_step_at(p, k, &s);
-        total += s.runs > 0 ? s.seconds / (double)s.runs : 0;
-    }
-    printf("%10s %6s %8s  %-28s %-28s %s\n", "us", "%", "GMAC/s", "kind", "implementation", "ends at");
-    for (int k = 0; k < qd_plan_steps(p); k++) {
-        qd_plan_step s;
-        qd_plan_step_at(p, k, &s);
-        const double each = s.runs > 0 ? s.seconds / (double)s.runs : 0;
-        printf("%10.1f %6.2f %8.1f  %-28s %-28s %s\n", each * 1e6, total > 0 ? 100 * each / total : 0,
-               each > 0 ? (double)s.macs / each * 1e-9 : 0, s.kind, s.impl, s.name);
-    }
-    printf("%10.1f us in %d steps; arena %zu bytes, packed weights %zu bytes\n", total * 1e6, qd_plan_steps(p),
-           qd_plan_arena_bytes(p), qd_plan_weight_bytes(p));
-}
-
 static int run_profile(const command *c, int argc, char **argv)
 {
     opened o = { 0 };
     qd_err err = { 0 };
-    qd_plan *warm = NULL, *plan = NULL;
+    qd_buf text;
     const char *batch = "1", *threads = "1", *runs = "20", *backend = qd_backend_name(qd_backend_default());
-    long n_batch, n_threads, n_runs;
+    long n_threads;
+    sv_profile_options options = { 0 };
     int status = EXIT_DONE;
 
+    options.json = take_word(&argc, argv, "--json");
+    options.by_time = take_word(&argc, argv, "--slowest-first");
     if (!take_flag(&argc, argv, "--batch", &batch) || !take_flag(&argc, argv, "--threads", &threads) ||
         !take_flag(&argc, argv, "--runs", &runs) || !take_flag(&argc, argv, "--backend", &backend))
         return misused(c, "a flag lacks its value", NULL);
@@ -384,35 +344,24 @@ static int run_profile(const command *c, int argc, char **argv)
         return misused(c, "which model? Name a file or folder", NULL);
     if (argc > 0)
         return misused(c, "unknown argument", argv[0]);
-    if (!whole_number(batch, 1, 4096, &n_batch))
+    if (!whole_number(batch, 1, 4096, &options.batch))
         return misused(c, "--batch must be 1..4096, got", batch);
     if (!whole_number(threads, 1, 1024, &n_threads))
         return misused(c, "--threads must be 1..1024, got", threads);
-    if (!whole_number(runs, 1, 1000000, &n_runs))
-        return misused(c, "--runs must be 1..1000000, got", runs);
+    if (!whole_number(runs, 1, 10000, &options.runs))
+        return misused(c, "--runs must be 1..10000, got", runs);
     if (!qd_backend_find(backend))
         return misused(c, "no such backend:", backend);
 
-    if (open_model(path, n_batch, &o, &err)) {
+    options.title = path;
+    options.threads = (int)n_threads;
+    options.backend = qd_backend_find(backend);
+    qd_buf_init(&text, 0);
+    if (open_model(path, options.batch, &o, &err) || sv_profile(o.graph, o.shapes, o.n_inputs, &options, &text, &err))
         status = failed(&err);
-        goto out;
-    }
-    const qd_plan_options options = { .input_shapes = o.shapes,
-                                      .n_inputs = o.n_inputs,
-                                      .threads = (int)n_threads,
-                                      .backend = qd_backend_find(backend),
-                                      .profile = true };
-    /* The first plan touches caches and the libraries' own first-time work; the second is measured. */
-    if (qd_plan_compile(o.graph, &options, &warm, &err) || run_plan(warm, &o, 2, &err) ||
-        qd_plan_compile(o.graph, &options, &plan, &err) || run_plan(plan, &o, n_runs, &err)) {
-        status = failed(&err);
-        goto out;
-    }
-    printf("%s, batch %ld, %ld threads, backend %s, mean of %ld runs\n", path, n_batch, n_threads, backend, n_runs);
-    print_profile(plan);
-out:
-    qd_plan_free(warm);
-    qd_plan_free(plan);
+    else
+        fwrite(text.data, 1, text.size, stdout);
+    qd_buf_clear(&text);
     close_model(&o);
     return status;
 }
@@ -472,8 +421,9 @@ static const command commands[] = {
       "Run one job here, without a server. The job is what POST /v1/jobs takes, its \"model\" a path; results go to DIR.",
       run_run, true },
     { "dump", "MODEL", "Print a model's graph, its parameters and multiply-adds.", run_dump, false },
-    { "profile", "MODEL [--batch N] [--threads N] [--runs N] [--backend NAME]",
-      "Compile a model and print how long each step of the plan takes.", run_profile, false },
+    { "profile", "MODEL [--batch N] [--threads N] [--runs N] [--backend NAME] [--slowest-first] [--json]",
+      "Compile a model and print how long each layer takes, what it could take on this processor, and where time is lost.",
+      run_profile, false },
     { "schema", "[--out DIR]", "Write openapi.json and events.json, made from the tables, to DIR (proto).", run_schema,
       false },
     { "check", "[FILE] [settings]",

@@ -40,6 +40,8 @@ typedef struct qd_step qd_step;
 struct qd_step {
     const char *name, *kind, *impl; /* all live as long as the plan */
     int64_t macs;
+    bool integer;        /* its multiply-adds are of codes */
+    size_t weight_bytes; /* it reads beside its inputs */
     int threads;
     int n_in;
     qd_value_id in[QD_STEP_INPUTS];

@@ -150,6 +150,10 @@ qd_status qd_add_conv_list_step(qd_plan *p, const qd_conv_step *c, qd_conv_list 
     s->run = run;
     s->macs = c->macs;
     s->impl = qd_conv_impl(list->item[0].conv);
+    s->integer = c->spec.codes;
+    s->threads = qd_conv_threads(list->item[0].conv);
+    for (int k = 0; k < list->n; k++)
+        s->weight_bytes += qd_conv_weight_bytes(list->item[k].conv);
     for (int k = 0; k < c->n_sources; k++)
         qd_step_reads(s, c->source[k]);
     if (c->residual >= 0) {

@@ -344,6 +344,16 @@ const char *qd_conv_impl(const qd_conv *c)
     return c->impl;
 }
 
+size_t qd_conv_weight_bytes(const qd_conv *c)
+{
+    return c->nibble_blocks ? (size_t)c->nibble_blocks * QD_NIBBLE_BLOCK / 2 : dnnl_memory_desc_get_size(&c->weight_md);
+}
+
+int qd_conv_threads(const qd_conv *c)
+{
+    return c->threads;
+}
+
 qd_status qd_conv_bind(qd_conv *c, void *src, void *dst, void *scratch, qd_err *err)
 {
     dnnl_status_t st = dnnl_memory_create(&c->src, &c->src_md, engine, src);

@@ -83,6 +83,7 @@ qd_status qd_add_dots_step(qd_plan *p, const char *name, qd_value_id src, const 
     s->run = run_dots;
     s->impl = d->simd->name;
     s->macs = rows * in * n_out;
+    s->weight_bytes = (size_t)(in * n_out) * sizeof(float);
     s->threads = qd_threads_for(p, (double)s->macs * 4.0); /* bound by memory */
     qd_step_reads(s, src);
     return QD_OK;

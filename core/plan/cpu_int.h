@@ -113,6 +113,8 @@ qd_status qd_conv_new(qd_plan *p, const qd_conv_spec *spec, qd_conv **out, qd_er
 void qd_conv_free(qd_conv *c);
 size_t qd_conv_scratch_bytes(const qd_conv *c);
 const char *qd_conv_impl(const qd_conv *c);
+size_t qd_conv_weight_bytes(const qd_conv *c); /* packed */
+int qd_conv_threads(const qd_conv *c);
 qd_status qd_conv_bind(qd_conv *c, void *src, void *dst, void *scratch, qd_err *err);
 qd_status qd_conv_run(qd_plan *p, qd_conv *c, qd_err *err);
 /* Does u8 x s8 add up exactly here? Without VNNI pairs of products saturate in 16 bits unless |weight| <= 64. */

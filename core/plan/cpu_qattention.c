@@ -183,6 +183,7 @@ qd_status qd_add_qattention_step(qd_plan *p, const qd_qattention_step *q, qd_err
     s->run = run_qattention;
     s->impl = w->loops->name;
     s->macs = a->macs;
+    s->integer = true;
     s->threads = qd_threads_for(p, (double)a->macs * 0.5);
     for (int k = 0; k < 3; k++)
         qd_step_reads(s, a->in[k].value);

@@ -387,9 +387,18 @@ void qd_plan_step_at(const qd_plan *p, int k, qd_plan_step *out)
 {
     assert(k >= 0 && k < p->n_steps);
     const qd_step *s = &p->steps[k];
-    *out = (qd_plan_step){
-        .name = s->name, .kind = s->kind, .impl = s->impl, .macs = s->macs, .seconds = s->seconds, .runs = s->runs
-    };
+    *out = (qd_plan_step){ .name = s->name,
+                           .kind = s->kind,
+                           .impl = s->impl,
+                           .shape = p->values[s->out].shape,
+                           .macs = s->macs,
+                           .integer = s->integer,
+                           .bytes = s->weight_bytes + qd_value_bytes(&p->values[s->out]),
+                           .threads = s->threads,
+                           .seconds = s->seconds,
+                           .runs = s->runs };
+    for (int j = 0; j < s->n_in; j++)
+        out->bytes += qd_value_bytes(&p->values[s->in[j]]);
 }
 
 void qd_plan_print(const qd_plan *p, struct qd_buf *b)

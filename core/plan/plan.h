@@ -63,12 +63,34 @@ typedef struct qd_plan_step {
     const char *name; /* the node it ends at */
     const char *kind; /* "conv", "norm+silu+quantize", ... */
     const char *impl; /* oneDNN's implementation name, or ours */
+    qd_shape shape;   /* of what it makes */
     int64_t macs;
+    bool integer; /* the multiply-adds are of codes */
+    size_t bytes; /* read and written: inputs, weights, result */
+    int threads;
     double seconds; /* summed over runs; 0 without profile */
     int64_t runs;
 } qd_plan_step;
 int qd_plan_steps(const qd_plan *p);
 void qd_plan_step_at(const qd_plan *p, int k, qd_plan_step *out);
 void qd_plan_print(const qd_plan *p, struct qd_buf *b);
+
+/* --- roofline.c: how fast this processor is, and how near to that a step comes --- */
+
+/* Measured on this many threads: convolutions of a comfortable shape, and reading and writing large and small arrays. */
+typedef struct qd_plan_peaks {
+    int threads;
+    double f32_macs, int8_macs;     // multiply-adds per second
+    double memory_rate, cache_rate; // bytes per second, from arrays that do not fit in the cache and such that do
+    size_t cache_bytes;             /* what one step may touch and still find in the cache */
+} qd_plan_peaks;
+/* Takes less than a second. */
+qd_status qd_plan_measure_peaks(int threads, qd_plan_peaks *out, qd_err *err);
+
+/* What holds a step back: the arithmetic, the bytes it moves, or neither (waking threads, loops too short for their start). */
+typedef enum qd_plan_bound { QD_BOUND_COMPUTE, QD_BOUND_MEMORY, QD_BOUND_OVERHEAD } qd_plan_bound;
+const char *qd_plan_bound_name(qd_plan_bound b);
+/* The least seconds one run of the step could take by these peaks; what holds back a run of it that takes `took` seconds. */
+double qd_plan_least_seconds(const qd_plan_step *s, double took, const qd_plan_peaks *peaks, qd_plan_bound *bound);
 
 #endif
