@@ -14,6 +14,7 @@ static const char *const softmax_choices[] = { "8", "16", NULL };
 static const char *const rounding_choices[] = { "auto", "nearest", "gptq", "layer", "block", NULL };
 static const char *const profile_choices[] = { "cpu", "full", NULL };
 static const char *const gamma_choices[] = { "include", "exclude", NULL };
+static const char *const smoothing_choices[] = { "embedding", "balanced", NULL };
 static const char *const offset_choices[] = { "start", "paper", NULL };
 static const char *const grain_choices[] = { "scalar", "channel", NULL };
 
@@ -94,6 +95,9 @@ static const char *const grain_choices[] = { "scalar", "channel", NULL };
       .summary = "The largest correction of eps a probe may make." },
 
 #define PLUS_ROWS \
+    { .name = "smoothing", .type = QD_PARAM_CHOICE, .fallback = "balanced", .choices = smoothing_choices, \
+      .summary = "Smoothing factors: from the time embedding, for the second convolution of each block (embedding), or for every layer " \
+                 "behind a norm those with the least error out of thirteen that are tried (balanced)." }, \
     { .name = "activation_groups", .type = QD_PARAM_INT, .fallback = "10", .min = 1, .max = 100, \
       .summary = "Groups of neighbouring time steps that have activation ranges of their own; 1: one range for all." }, \
     { .name = "time_table", .type = QD_PARAM_BOOL, .fallback = "true", \

@@ -12,6 +12,7 @@
 typedef struct ptq {
     qd_ptq_stages stages;
     qd_smooth_options smooth;
+    bool balanced; /* smoothing: factors tried layer by layer */
     bool reconstruct;
     qd_recon_options recon;
     qd_noise_options noise;
@@ -44,6 +45,7 @@ static void read_smoothing(const qd_params *p, ptq *o)
         return;
     o->smooth = (qd_smooth_options){ .gamma = is_choice(p, "smooth_gamma", "include"),
                                      .pow2 = qd_params_bool(p, "smooth_pow2") };
+    o->balanced = is_choice(p, "smoothing", "balanced");
 }
 
 static void read_rounding(const qd_params *p, ptq *o)
@@ -166,22 +168,56 @@ static qd_status draw_map(const ptq *o, const qd_graph *quantized, const qd_run 
     return QD_OK;
 }
 
-/* Stage 3: the same function, easier to quantize; from here on it is the float reference (7.5). And what depends on the time step
- * alone as a table, when asked for (11.1). *out stays NULL when there is nothing to do. */
-static qd_status prepare(const ptq *o, const qd_run *run, qd_graph **out, qd_err *err)
+/* Factors by trial (7.6), QNCD's own among the candidates where there are any. */
+static qd_status balance(const ptq *o, const qd_smoothing *own, const qd_calibration_set *set, const qd_run *run,
+                         qd_smoothing *out, qd_smooth_report *told, qd_err *err)
+{
+    const qd_balance_options b = {
+        .weight_bits = o->weight_bits, .search_weights = o->search_weights, .range = o->range, .pow2 = o->smooth.pow2
+    };
+    qd_layout *l = NULL;
+    qd_status st = qd_layout_new(o->trajectories.graph, &o->layout, &l, err);
+    if (!st && o->groups > 1)
+        st = qd_layout_watch_groups(l, set, o->groups, err);
+    if (!st)
+        st = qd_smoothing_balanced(l, set, own, &b, run, out, told, err);
+    qd_layout_free(l);
+    return st;
+}
+
+static qd_status smooth(const ptq *o, const int *t, const qd_calibration_set *set, const qd_run *run, qd_graph **out,
+                        qd_smooth_report *told, qd_err *err)
 {
     const qd_trajectories *j = &o->trajectories;
-    qd_smoothing s = { 0 };
+    qd_smoothing own = { 0 }, tried = { 0 };
+    qd_resblock *blocks = NULL;
+    int n = 0;
+    qd_status st = qd_resblocks_find(j->graph, &blocks, &n, err);
+    qd_free(blocks);
+    if (!st && (n > 0 || !o->balanced))
+        st = qd_smoothing_of_embeddings(j->graph, t, j->options.steps, &o->smooth, run, &own, err);
+    if (!st && o->balanced)
+        st = balance(o, &own, set, run, &tried, told, err);
+    if (!st)
+        st = qd_smooth_fold(j->graph, o->balanced ? &tried : &own, run, out, err);
+    qd_smoothing_clear(&tried);
+    qd_smoothing_clear(&own);
+    return st;
+}
+
+/* Stage 3: the same function, easier to quantize; from here on it is the float reference (7.5). And what depends on the time step
+ * alone as a table, when asked for (11.1). *out stays NULL when there is nothing to do. */
+static qd_status prepare(const ptq *o, const qd_calibration_set *set, const qd_run *run, qd_graph **out,
+                         qd_quant_report *told, qd_err *err)
+{
+    const qd_trajectories *j = &o->trajectories;
     qd_graph *smoothed = NULL;
     int *t = qd_calloc((size_t)j->options.steps, sizeof *t);
     if (!t)
         return qd_fail(err, QD_E_NOMEM, "no memory for %d time steps", j->options.steps);
     qd_status st = qd_timesteps(j->schedule, j->options.spacing, j->options.steps, t, err);
-    if (!st && o->stages.smooth) {
-        st = qd_smoothing_of_embeddings(j->graph, t, j->options.steps, &o->smooth, run, &s, err);
-        if (!st)
-            st = qd_smooth_fold(j->graph, &s, run, &smoothed, err);
-    }
+    if (!st && o->stages.smooth)
+        st = smooth(o, t, set, run, &smoothed, &told->smooth, err);
     if (!st && o->time_table) {
         st = qd_time_table(smoothed ? smoothed : j->graph, j->schedule, t, j->options.steps, run, out, err);
     } else if (!st) {
@@ -189,7 +225,6 @@ static qd_status prepare(const ptq *o, const qd_run *run, qd_graph **out, qd_err
         smoothed = NULL;
     }
     qd_graph_free(smoothed);
-    qd_smoothing_clear(&s);
     qd_free(t);
     return st;
 }
@@ -232,13 +267,13 @@ qd_status qd_ptq_run(const qd_ptq_stages *stages, const qd_quant_task *task, con
     qd_status st = read_task(task, run, &o, err);
     if (st)
         goto out;
-    if ((o.stages.smooth || o.time_table) && (st = prepare(&o, run, &prepared, err)))
+    st = qd_calibration_set_make(&o.trajectories, o.calibration_steps, run, &set, err);
+    if (st)
+        goto out;
+    if ((o.stages.smooth || o.time_table) && (st = prepare(&o, &set, run, &prepared, &told, err)))
         goto out;
     const qd_graph *reference = prepared ? prepared : task->graph;
     st = qd_layout_new(reference, &o.layout, &layout, err);
-    if (st)
-        goto out;
-    st = qd_calibration_set_make(&o.trajectories, o.calibration_steps, run, &set, err);
     if (st)
         goto out;
     st = choose_codes(&o, layout, &set, run, &told.recon, err);

@@ -4,6 +4,22 @@
 
 #include "quant/quant_int.h"
 
+/* --- few.c: a few items of a calibration set, of every stored step, as inputs of a network --- */
+typedef struct qd_few {
+    qd_node_id sample; /* the input that takes the image */
+    int64_t items, per_step;
+    int64_t batch; /* of a call; divides items */
+    int *step;     // [items]: number of the stored step
+    int n_inputs;
+    qd_shape shapes[QD_MAX_INPUTS]; /* of a call */
+    qd_tensor value[QD_MAX_INPUTS]; // [items, ..]
+    size_t one_bytes[QD_MAX_INPUTS];
+} qd_few;
+qd_status qd_few_init(qd_few *f, const qd_graph *g, qd_node_id sample, const qd_calibration_set *set, int64_t per_step,
+                      const qd_run *run, qd_err *err);
+void qd_few_bind(const qd_few *f, int64_t first, const void **in); /* in[n_inputs]: the call from item `first` on */
+void qd_few_clear(qd_few *f);
+
 /* --- resblock.c: residual blocks with a time embedding, found by the form of the graph, whatever the names (qncd.md 7.1) --- */
 typedef struct qd_resblock {
     qd_node_id conv2;     /* the layer that reads `hidden` */
@@ -18,9 +34,7 @@ typedef struct qd_resblock {
 qd_status qd_resblocks_find(const qd_graph *g, qd_resblock **out, int *n, qd_err *err);
 
 /* --- smooth.c: embedding-derived feature smoothing (qncd.md 7) --- */
-typedef enum qd_smooth_how { QD_SMOOTH_EMBEDDING, QD_SMOOTH_BALANCED } qd_smooth_how;
 typedef struct qd_smooth_options {
-    qd_smooth_how how;
     bool gamma; /* S_c also has |gamma_c| of norm2 */
     bool pow2;  /* S rounded to powers of two: the float network keeps its bits */
 } qd_smooth_options;
@@ -31,7 +45,9 @@ typedef struct qd_smooth_layer {
     qd_node_id layer; /* of the graph given: conv2d or linear */
     int64_t channels;
     float *factor; // [channels], > 0
-    double alpha;  /* balanced: the exponent chosen; NAN when QNCD's own factors or none were better */
+    /* Balanced: a norm's own weight and bias take 1 / S, which costs nothing; all who read it are here, with the same factors. */
+    bool in_norm;
+    qd_node_id norm;
 } qd_smooth_layer;
 typedef struct qd_smoothing {
     qd_smooth_layer *layers;
@@ -45,6 +61,34 @@ qd_status qd_smoothing_of_embeddings(const qd_graph *g, const int *t, int n_t, c
 /* The same function with layers reading value / S and weights W S; the new float reference. New constants draw from run's budget.
  * QD_E_INVALID when a layer is smoothed already (7.5). */
 qd_status qd_smooth_fold(const qd_graph *g, const qd_smoothing *s, const qd_run *run, qd_graph **out, qd_err *err);
+/* --- smooth_units.c --- */
+/* Layers that read one value and get the same factors. */
+typedef struct qd_smooth_unit {
+    qd_node_id read; /* what they read */
+    int axis;        /* of its channels */
+    int64_t channels;
+    qd_node_id norm; /* takes the factors itself; -1 = a division on the way into codes, for one layer */
+    int *layer;      // [n], numbers in the layout
+    int n;
+} qd_smooth_unit;
+/* Every quantized layer behind a norm, or behind the activation of one. shapes: of l's graph with batch 1. All in the arena. */
+qd_status qd_smooth_units_find(const qd_layout *l, const qd_shape *shapes, qd_arena *arena, qd_smooth_unit **out,
+                               int *n, qd_err *err);
+
+/* --- smooth_balanced.c: factors that share the trouble out between activations and weights, tried layer by layer (qncd.md 7.6) --- */
+typedef struct qd_balance_options {
+    int weight_bits;
+    bool search_weights;
+    qd_range_rule range; /* of activations */
+    bool pow2;
+} qd_balance_options;
+/* For every quantized layer of l behind a norm the best of S = 1, `own` (may hold none) and S(alpha), alpha = 0, 0.1 .. 1, by the error
+ * of its output in codes over a few items of every step of the set; ranges by l's groups of time steps when it has them. */
+qd_status qd_smoothing_balanced(const qd_layout *l, const qd_calibration_set *set, const qd_smoothing *own,
+                                const qd_balance_options *o, const qd_run *run, qd_smoothing *out,
+                                qd_smooth_report *report, qd_err *err);
+void qd_smooth_report_clear(qd_smooth_report *r);
+
 /* Is this node such a division? *factor, *value: its operands. */
 bool qd_smooth_is(const qd_graph *g, qd_node_id id, qd_node_id *value, qd_node_id *factor);
 

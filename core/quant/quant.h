@@ -144,6 +144,19 @@ typedef struct qd_recon_report {
     int n;
 } qd_recon_report;
 void qd_recon_report_clear(qd_recon_report *r);
+/* --- smooth_balanced.c: the factors a layer got, by the error of its output in codes on a few items (mean square) --- */
+typedef struct qd_smooth_row {
+    char name[QD_MAX_NAME + 8];
+    const char *chosen;            /* "none", "embedding" (QNCD's own factors) or "balanced". Static */
+    double alpha;                  /* balanced: the exponent; else NAN */
+    double mse_none, mse_own, mse; /* without factors, with QNCD's own (NAN where it has none), as chosen */
+    bool in_norm;                  /* the norm before it takes the factors; else they are part of the way into codes */
+} qd_smooth_row;
+typedef struct qd_smooth_report {
+    qd_smooth_row *rows;
+    int n;
+} qd_smooth_report;
+
 /* --- noise_map.c: where and when the quantized network differs, layer by layer and step by step --- */
 typedef struct qd_noise_map {
     int n_layers, n_steps;
@@ -164,6 +177,7 @@ typedef struct qd_quant_report {
     double *eps_sqnr_db;
     double eps_sqnr_mean_db;   /* of the pooled signal and noise */
     qd_recon_report recon;     /* blocks whose rounding was learned */
+    qd_smooth_report smooth;   /* balanced smoothing; empty without it */
     qd_noise_map map;          /* denoisers; empty when it was not asked for */
     qd_correction *correction; /* goes with the graph; NULL when the method makes none. Owned by the report */
 } qd_quant_report;

@@ -11,6 +11,7 @@ void qd_quant_report_clear(qd_quant_report *r)
     qd_free(r->layers);
     qd_free(r->eps_t);
     qd_free(r->eps_sqnr_db);
+    qd_smooth_report_clear(&r->smooth);
     qd_noise_map_clear(&r->map);
     qd_recon_report_clear(&r->recon);
     qd_correction_free(r->correction);
@@ -183,6 +184,23 @@ static void add_map(qd_buf *b, const qd_noise_map *m)
     qd_buf_adds(b, "]}");
 }
 
+static void add_smoothing(qd_buf *b, const qd_smooth_report *r)
+{
+    qd_buf_adds(b, ",\"smoothing\":[");
+    for (int k = 0; k < r->n; k++) {
+        const qd_smooth_row *row = &r->rows[k];
+        qd_buf_adds(b, k ? ",{\"name\":" : "{\"name\":");
+        qd_buf_add_json_string(b, row->name);
+        qd_buf_addf(b, ",\"factors\":\"%s\",\"in_norm\":%s", row->chosen, row->in_norm ? "true" : "false");
+        add_number(b, "alpha", row->alpha);
+        add_number(b, "mse_none", row->mse_none);
+        add_number(b, "mse_embedding", row->mse_own);
+        add_number(b, "mse", row->mse);
+        qd_buf_adds(b, "}");
+    }
+    qd_buf_adds(b, "]");
+}
+
 static void add_recon(qd_buf *b, const qd_recon_report *r)
 {
     qd_buf_adds(b, ",\"reconstruction\":[");
@@ -294,6 +312,8 @@ qd_status qd_quant_report_json(const qd_quant_report *r, qd_buf *b, qd_err *err)
     }
     if (r->map.n_layers)
         add_map(b, &r->map);
+    if (r->smooth.n)
+        add_smoothing(b, &r->smooth);
     if (r->recon.n)
         add_recon(b, &r->recon);
     if (r->correction)

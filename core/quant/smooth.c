@@ -261,7 +261,7 @@ qd_status qd_smoothing_of_embeddings(const qd_graph *g, const int *t, int n_t, c
     sum = qd_calloc((size_t)n, sizeof *sum);
     s.layers = qd_calloc((size_t)n, sizeof *s.layers);
     for (int k = 0; sum && s.layers && k < n; k++) {
-        s.layers[k] = (qd_smooth_layer){ .layer = b[k].conv2, .channels = b[k].channels, .alpha = NAN };
+        s.layers[k] = (qd_smooth_layer){ .layer = b[k].conv2, .channels = b[k].channels };
         s.layers[k].factor = qd_calloc((size_t)b[k].channels, sizeof(float));
         sum[k] = qd_calloc((size_t)b[k].channels, sizeof(double));
         if (!s.layers[k].factor || !sum[k])
@@ -329,33 +329,71 @@ static qd_node_id take(folding *f, qd_node_id id)
     return id < 0 ? -1 : f->map[id];
 }
 
-static qd_status fold_layer(folding *f, const qd_smooth_layer *s, qd_err *err)
+/* The constant that stands for `id` of the old graph; it keeps its name when nobody else reads the old one. */
+static qd_node_id replace(folding *f, qd_node_id id, const qd_tensor *value)
 {
-    const qd_node *n = qd_graph_node(f->from, s->layer);
-    const qd_node *w = qd_graph_node(f->from, n->input[1]);
     char name[NAME_BYTES];
-    qd_tensor factor = { 0 }, weight = { 0 };
-    const qd_shape shape = n->op == &qd_op_conv2d ? QD_SHAPE(1, s->channels, 1, 1) : QD_SHAPE(s->channels);
-    qd_status st = qd_tensor_init(&factor, QD_F32, &shape, f->budget, err);
-    if (!st)
-        st = scaled_weight(n, &w->value, s->factor, f->budget, &weight, err);
-    if (st)
-        goto out;
-    memcpy(qd_f32(&factor), s->factor, (size_t)s->channels * sizeof(float));
+    snprintf(name, sizeof name, f->uses[id] > 1 ? "%s.smoothed" : "%s", qd_graph_node(f->from, id)->name);
+    return qd_graph_const(f->to, name, value);
+}
 
+/* A norm whose own weight and bias take 1 / S. */
+static qd_status fold_norm(folding *f, const qd_smooth_layer *s, qd_err *err)
+{
+    const qd_node *n = qd_graph_node(f->from, s->norm);
+    qd_node_id in[3] = { take(f, n->input[0]), -1, -1 };
+    for (int k = 1; k < 3; k++) {
+        const qd_tensor *old = &qd_graph_node(f->from, n->input[k])->value;
+        qd_tensor t = { 0 };
+        const qd_status st = qd_tensor_init(&t, QD_F32, &old->shape, f->budget, err);
+        if (st)
+            return st;
+        for (int64_t c = 0; c < s->channels; c++)
+            qd_f32(&t)[c] = qd_f32(old)[c] / s->factor[c];
+        in[k] = replace(f, n->input[k], &t);
+        qd_tensor_clear(&t);
+    }
+    f->map[s->norm] = qd_graph_add(f->to, n->op, n->name, in, 3, n->attr, n->n_attrs);
+    return QD_OK;
+}
+
+/* The value a layer reads, divided. */
+static qd_status divide(folding *f, const qd_node *n, const qd_smooth_layer *s, qd_node_id *x, qd_err *err)
+{
+    char name[NAME_BYTES];
+    qd_tensor factor = { 0 };
+    const qd_shape shape = n->op == &qd_op_conv2d ? QD_SHAPE(1, s->channels, 1, 1) : QD_SHAPE(s->channels);
+    const qd_status st = qd_tensor_init(&factor, QD_F32, &shape, f->budget, err);
+    if (st)
+        return st;
+    memcpy(qd_f32(&factor), s->factor, (size_t)s->channels * sizeof(float));
     snprintf(name, sizeof name, "%s%s.factor", n->name, suffix);
     const qd_node_id by = qd_graph_const(f->to, name, &factor);
     snprintf(name, sizeof name, "%s%s", n->name, suffix);
-    const qd_node_id x = qd_graph_add(f->to, &qd_op_div, name, QD_IN(take(f, n->input[0]), by), QD_NO_ATTRS);
-    /* The weight keeps its name when nobody else reads the old one. */
-    snprintf(name, sizeof name, f->uses[n->input[1]] > 1 ? "%s.smoothed" : "%s", w->name);
-    const qd_node_id scaled = qd_graph_const(f->to, name, &weight);
-    const qd_node_id bias = n->n_inputs > 2 ? take(f, n->input[2]) : -1;
-    const qd_node_id in[3] = { x, scaled, bias };
-    f->map[s->layer] = qd_graph_add(f->to, n->op, n->name, in, bias < 0 ? 2 : 3, n->attr, n->n_attrs);
-out:
-    qd_tensor_clear(&weight);
+    *x = qd_graph_add(f->to, &qd_op_div, name, QD_IN(take(f, n->input[0]), by), QD_NO_ATTRS);
     qd_tensor_clear(&factor);
+    return QD_OK;
+}
+
+static qd_status fold_layer(folding *f, const qd_smooth_layer *s, qd_err *err)
+{
+    const qd_node *n = qd_graph_node(f->from, s->layer);
+    qd_tensor weight = { 0 };
+    qd_node_id x = -1;
+    qd_status st = scaled_weight(n, &qd_graph_node(f->from, n->input[1])->value, s->factor, f->budget, &weight, err);
+    if (st)
+        return st;
+    if (s->in_norm)
+        x = take(f, n->input[0]);
+    else
+        st = divide(f, n, s, &x, err);
+    if (!st) {
+        const qd_node_id scaled = replace(f, n->input[1], &weight);
+        const qd_node_id bias = n->n_inputs > 2 ? take(f, n->input[2]) : -1;
+        const qd_node_id in[3] = { x, scaled, bias };
+        f->map[s->layer] = qd_graph_add(f->to, n->op, n->name, in, bias < 0 ? 2 : 3, n->attr, n->n_attrs);
+    }
+    qd_tensor_clear(&weight);
     return st;
 }
 
@@ -382,13 +420,22 @@ static qd_status fold_all(folding *f, const qd_smoothing *s, qd_err *err)
 {
     for (qd_node_id id = 0; id < qd_graph_size(f->from); id++) {
         const qd_node *n = qd_graph_node(f->from, id);
-        const qd_smooth_layer *layer = NULL;
-        for (int k = 0; k < s->n; k++)
+        const qd_smooth_layer *layer = NULL, *norm = NULL;
+        for (int k = 0; k < s->n; k++) {
             if (s->layers[k].layer == id)
                 layer = &s->layers[k];
+            if (s->layers[k].in_norm && s->layers[k].norm == id)
+                norm = &s->layers[k];
+        }
         if (n->op == &qd_op_const)
             continue;
         qd_status st = QD_OK;
+        if (norm) {
+            st = fold_norm(f, norm, err);
+            if (st)
+                return st;
+            continue;
+        }
         if (layer) {
             st = check_layer(f->from, layer, err);
             if (!st)

@@ -61,8 +61,9 @@ static qd_status pack(qd_tensor *codes, int bits, const qd_run *run, qd_err *err
     return QD_OK;
 }
 
+/* meant (may be NULL): what the codes mean, put where the part's columns stand in a weight of the whole layer. */
 static qd_status quantize_part(const qd_node *layer, const qd_tensor *weight, qd_part *p, int bits, bool search,
-                               const qd_run *run, qd_err *err)
+                               float *meant, const qd_run *run, qd_err *err)
 {
     const int64_t out = weight->shape.dim[0];
     /* A part takes whole kernels of its input channels; a grouped convolution is never split and takes all. */
@@ -110,6 +111,8 @@ static qd_status quantize_part(const qd_node *layer, const qd_tensor *weight, qd
             goto out;
         }
         qd_sqnr_add(&sqnr, r.weight + o * r.stride + r.first, r.restored + o * length, length);
+        if (meant)
+            memcpy(meant + o * r.stride + r.first, r.restored + o * length, (size_t)length * sizeof *meant);
     }
     st = pack(&codes, bits, run, err);
     if (st)
@@ -126,26 +129,50 @@ out:
     return st;
 }
 
+/* Input channels that share a scale in a part of a layer; 0 = all of them. */
+static int64_t group_of(const qd_layout *l, const qd_quant_layer *layer, const qd_part *part)
+{
+    const qd_node *n = qd_graph_node(l->graph, layer->id);
+    const int64_t channels = qd_graph_node(l->graph, n->input[1])->shape.dim[1];
+    const bool grouped = l->group_size && !layer->weight_only && channels > l->group_size &&
+                         (n->op != &qd_op_conv2d || qd_node_int(n, "groups") == 1);
+    return grouped && part->channels > l->group_size ? l->group_size : 0;
+}
+
 qd_status qd_layout_quantize_weights(qd_layout *l, int bits, bool search, const qd_run *run, qd_err *err)
 {
     for (int k = 0; k < l->n_layers; k++) {
         qd_quant_layer *layer = &l->layers[k];
         const qd_node *n = qd_graph_node(l->graph, layer->id);
         const qd_tensor *weight = &qd_graph_node(l->graph, n->input[1])->value;
-        const bool grouped = l->group_size && !layer->weight_only && weight->shape.dim[1] > l->group_size &&
-                             (n->op != &qd_op_conv2d || qd_node_int(n, "groups") == 1);
         for (int p = 0; p < layer->n_parts; p++) {
             qd_part *part = &layer->part[p];
             qd_status st = qd_run_check(run, err);
-            part->group_size = grouped && part->channels > l->group_size ? l->group_size : 0;
+            part->group_size = group_of(l, layer, part);
             if (!st)
-                st = layer->weight_only ? quantize_part(n, weight, part, 8, false, run, err)
+                st = layer->weight_only ? quantize_part(n, weight, part, 8, false, NULL, run, err)
                                         : quantize_part(n, weight, part, layer->weight_bits ? layer->weight_bits : bits,
-                                                        search, run, err);
+                                                        search, NULL, run, err);
             if (st)
                 return st;
         }
         qd_run_progress(run, "weights", n->name, k + 1, l->n_layers);
     }
     return QD_OK;
+}
+
+qd_status qd_layout_try_weight(const qd_layout *l, const qd_quant_layer *layer, const qd_tensor *weight, int bits,
+                               bool search, const qd_run *run, float *meant, qd_err *err)
+{
+    const qd_node *n = qd_graph_node(l->graph, layer->id);
+    qd_status st = QD_OK;
+    for (int p = 0; p < layer->n_parts && !st; p++) {
+        qd_part part = layer->part[p];
+        part.codes = part.wscale = (qd_tensor){ 0 };
+        part.group_size = group_of(l, layer, &part);
+        st = quantize_part(n, weight, &part, bits, search, meant, run, err);
+        qd_tensor_clear(&part.codes);
+        qd_tensor_clear(&part.wscale);
+    }
+    return st;
 }
