@@ -27,7 +27,8 @@ json_t *sv_json_read(const char *text); /* an object, or null for "" and anythin
 bool sv_estimate_seconds(sv_store *store, const sv_job_row *j, double *p50, double *p90, int *jobs); // seconds
 
 /* --- weigh.c --- */
-/* Adds to a model's summary what estimates need: "weights" by groups of layers, and "activation_bytes" for these input shapes. */
+/* Adds to a model's summary what estimates need: "weights" by groups of layers, and for these input shapes "activation_bytes", which
+ * are alive at the widest point, and "layer_bytes", which all layers make together. */
 qd_status sv_weigh(const qd_graph *g, const qd_shape *inputs, int n_inputs, json_t *o, qd_err *err);
 
 /* --- why a running job must stop --- */
@@ -186,8 +187,9 @@ qd_status sv_quantized_make(sv_quantized *w, const qd_quant_task *task, qd_err *
 /* Proof that nothing was lost: what was read back, saved again, gives the same bytes. */
 qd_status sv_quantized_check(sv_quantized *w, const qd_model *read_back, qd_err *err);
 json_t *sv_quantized_figures(const sv_quantized *w);
-/* report.json: the method's report, the figures, and the entries of `more` (may be NULL). */
-qd_status sv_quantized_report(const sv_quantized *w, const json_t *figures, const json_t *more, qd_err *err);
+/* report.json: the method's report, the figures, and the entries of `more` (may be NULL). *out (may be NULL) takes what was written. */
+qd_status sv_quantized_report(const sv_quantized *w, const json_t *figures, const json_t *more, json_t **out,
+                              qd_err *err);
 /* Hands out the bundle and registers it; its id goes into figures. */
 qd_status sv_quantized_publish(const sv_quantized *w, json_t *figures, qd_err *err);
 /* The value of a parameter that not every method has. */
@@ -202,8 +204,31 @@ extern const char *const sv_denoiser_drop_metrics[], *const sv_classifier_drop_m
 qd_status sv_quantize_denoiser(sv_task *t, json_t **result, qd_err *err);
 qd_status sv_quantize_classifier(sv_task *t, json_t **result, qd_err *err);
 
+/* --- report_page.c: report.json of a denoiser as a page to read, whole in one file: no scripts, nothing from elsewhere --- */
+/* Appends it. Made of the report alone, so the same report and sheet (PNG; size 0 = no pairs) give the same bytes. */
+qd_status sv_report_page(const json_t *report, const void *sheet, size_t sheet_size, qd_buf *out, qd_err *err);
+/* What pages are made of: text with what HTML and XML read as markup escaped; an entry of a JSON object, NAN when it is no number. */
+void sv_page_text(qd_buf *b, const char *text);
+double sv_page_number(const json_t *o, const char *key);
+
+/* --- report_plots.c: SVG for it --- */
+/* Up to two curves over rows' "t", largest t on the left, as sampling goes. */
+typedef struct sv_plot {
+    const char *title, *note; /* note: what is good; "" = nothing */
+    const json_t *rows;       /* array of {t, key..} */
+    const char *key[2], *label[2];
+} sv_plot;
+void sv_plot_add(qd_buf *b, const sv_plot *p);
+/* noise_map of a report, with its legend: one rect for each layer and step. */
+qd_status sv_noise_map_add(qd_buf *b, const json_t *map, qd_err *err);
+
 /* --- pairs.c: the same noise through the float and the quantized model --- */
 enum { SV_PAIRS_MAX = 64 };
+/* x after one step, over all pairs, channels and places; [0] float, [1] quantized as corrected. */
+typedef struct sv_drift {
+    int t; /* the step's own */
+    double mean[2], std[2];
+} sv_drift;
 typedef struct sv_pairs {
     int n, identical;                        /* identical: pairs without any difference; they have no PSNR */
     double psnr_db[SV_PAIRS_MAX];            /* INFINITY for identical pictures */
@@ -211,7 +236,10 @@ typedef struct sv_pairs {
     double image_float_s, image_quantized_s; /* medians of one whole sampling at batch 1; NAN without pairs */
     double call_float_s, call_quantized_s;   /* of one call of the network: the former by the number of calls */
     int calls_float, calls_quantized;        /* for one image */
+    sv_drift *drift;                         // [n_drift], in the order of sampling; NULL without pairs
+    int n_drift;
 } sv_pairs;
+void sv_pairs_clear(sv_pairs *p);
 typedef struct sv_pair_ask {
     sv_denoise *reference; /* what it is told and how it decodes goes for both */
     const sv_denoise *quantized;

@@ -15,6 +15,7 @@ typedef struct side {
     qd_corrected *corrected;
     int calls; /* for one image */
     double image_s[SV_PAIRS_MAX];
+    double *sum, *squares; // [steps], of x_t over pairs, channels and places
 } side;
 
 typedef struct drawing {
@@ -22,7 +23,9 @@ typedef struct drawing {
     const sv_pair_ask *ask;
     qd_run quiet; /* the job's run without progress: the sampler counts from 0 each time, we count all of them */
     side side[2];
-    float *x; // [C, H, W]
+    side *now;    /* who draws */
+    int *steps_t; // [steps], of the grid
+    float *x;     // [C, H, W]
     int64_t done, total;
 } drawing;
 
@@ -30,6 +33,10 @@ static qd_status side_open(side *s, const sv_denoise *model, const qd_condition 
                            const qd_run *run, qd_err *err)
 {
     s->model = model;
+    s->sum = qd_calloc((size_t)ask->options.steps, sizeof *s->sum);
+    s->squares = qd_calloc((size_t)ask->options.steps, sizeof *s->squares);
+    if (!s->sum || !s->squares)
+        return qd_fail(err, QD_E_NOMEM, "no memory for the figures of %d steps", ask->options.steps);
     qd_status st = sv_denoise_sampler(model, condition, ask->sampler, 1, run, &s->corrected, err);
     if (!st)
         s->calls = qd_corrected_calls(s->corrected, &ask->options, NULL);
@@ -39,11 +46,22 @@ static qd_status side_open(side *s, const sv_denoise *model, const qd_condition 
 static void side_close(side *s)
 {
     qd_corrected_free(s->corrected);
+    qd_free(s->sum);
+    qd_free(s->squares);
 }
 
 static qd_status stepped(void *ctx, int step, int steps, int t, const float *x, qd_err *err)
 {
     drawing *d = ctx;
+    const int64_t n = sv_denoise_size(d->now->model);
+    double sum = 0, squares = 0;
+    for (int64_t i = 0; i < n; i++) {
+        sum += (double)x[i];
+        squares += (double)x[i] * (double)x[i];
+    }
+    d->steps_t[step] = t;
+    d->now->sum[step] += sum;
+    d->now->squares[step] += squares;
     qd_run_progress(&d->t->run, "pairs", NULL, ++d->done, d->total);
     return QD_OK;
 }
@@ -54,6 +72,7 @@ static qd_status draw(drawing *d, side *s, int k, qd_image *out, qd_err *err)
     const qd_sampler_hook hook = { .ctx = d, .stepped = stepped };
     qd_sample_options o = d->ask->options;
     o.first_sample += k;
+    d->now = s;
     const double start = sv_now_s();
     qd_sample_noise(d->x, 1, sv_denoise_size(s->model), o.seed, o.first_sample);
     const qd_status st = qd_corrected_run(s->corrected, &o, &hook, &d->quiet, d->x, err);
@@ -98,6 +117,26 @@ static qd_status warm_up(drawing *d, side *s, qd_err *err)
     return st;
 }
 
+/* Mean and deviation of x after each step, both sides: the bias and the variance that noise piled up until then (qncd.md 2). */
+static qd_status add_drift(const drawing *d, sv_pairs *f, qd_err *err)
+{
+    const int steps = d->ask->options.steps;
+    const double n = (double)sv_denoise_size(d->side[0].model) * f->n;
+    f->drift = qd_calloc((size_t)steps, sizeof *f->drift);
+    if (!f->drift)
+        return qd_fail(err, QD_E_NOMEM, "no memory for the drift over %d steps", steps);
+    f->n_drift = steps;
+    for (int k = 0; k < steps; k++) {
+        sv_drift *r = &f->drift[k];
+        r->t = d->steps_t[k];
+        for (int j = 0; j < 2; j++) {
+            r->mean[j] = d->side[j].sum[k] / n;
+            r->std[j] = sqrt(fmax(0.0, d->side[j].squares[k] / n - r->mean[j] * r->mean[j]));
+        }
+    }
+    return QD_OK;
+}
+
 static void sum_up(drawing *d, sv_pairs *f)
 {
     double sum = 0;
@@ -136,8 +175,9 @@ qd_status sv_pairs_draw(sv_task *t, const sv_pair_ask *ask, const char *sheet_pa
         goto out;
     qd_run_progress(&t->run, "pairs", NULL, 0, d.total);
     d.x = qd_alloc_aligned(bytes);
-    if (!d.x) {
-        st = qd_fail(err, QD_E_NOMEM, "no memory for a picture of %zu bytes", bytes);
+    d.steps_t = qd_calloc((size_t)ask->options.steps, sizeof *d.steps_t);
+    if (!d.x || !d.steps_t) {
+        st = qd_fail(err, QD_E_NOMEM, "no memory for a picture of %zu bytes and %d steps", bytes, ask->options.steps);
         goto out;
     }
     const qd_condition *told = &ask->reference->condition;
@@ -155,6 +195,8 @@ qd_status sv_pairs_draw(sv_task *t, const sv_pair_ask *ask, const char *sheet_pa
             goto out;
     }
     st = sv_pictures_save(pictures, 2 * ask->n, true, sheet_path, err);
+    if (!st)
+        st = add_drift(&d, &f, err);
 out:
     if (!st) {
         sum_up(&d, &f);
@@ -164,6 +206,13 @@ out:
         qd_image_clear(&pictures[k]);
     side_close(&d.side[0]);
     side_close(&d.side[1]);
+    qd_free(d.steps_t);
     qd_free(d.x);
     return st;
+}
+
+void sv_pairs_clear(sv_pairs *p)
+{
+    qd_free(p->drift);
+    *p = (sv_pairs){ 0 };
 }

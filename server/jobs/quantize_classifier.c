@@ -128,7 +128,7 @@ qd_status sv_quantize_classifier(sv_task *t, json_t **result, qd_err *err)
         goto out;
     figures = figures_json(&w);
     more = json_pack("{s:{s:s, s:s}}", "dataset", "id", t->dataset->id, "sha256", t->dataset->sha256);
-    st = sv_quantized_report(&w.made, figures, more, err);
+    st = sv_quantized_report(&w.made, figures, more, NULL, err);
     /* What is not good enough is shown (report) and not handed out. */
     if (!st)
         st = check_drop(&w, figures, err);

@@ -25,7 +25,7 @@ typedef struct work {
     qd_sample_options options;
     const qd_sampler *sampler;
     sv_pairs pairs;
-    char *sheet; /* path in the attempt's folder */
+    char *sheet, *page; /* paths in the attempt's folder */
 } work;
 
 /* The method, then the bundle, then the bundle as a stranger would open it. */
@@ -87,8 +87,28 @@ static json_t *figures_json(const work *w)
         sv_put_figure(o, "seconds_per_call_int8", p->call_quantized_s);
         json_object_set_new(o, "calls_float", json_integer(p->calls_float));
         json_object_set_new(o, "calls_int8", json_integer(p->calls_quantized));
+        double mean = 0, std = 0;
+        for (int k = 0; k < p->n_drift; k++) {
+            mean = fmax(mean, fabs(p->drift[k].mean[1] - p->drift[k].mean[0]));
+            std = fmax(std, fabs(p->drift[k].std[1] - p->drift[k].std[0]));
+        }
+        sv_put_figure(o, "drift_mean_max", mean);
+        sv_put_figure(o, "drift_std_max", std);
     }
     return o;
+}
+
+static json_t *trajectory_json(const sv_pairs *p)
+{
+    json_t *list = json_array();
+    for (int k = 0; k < p->n_drift; k++) {
+        const sv_drift *r = &p->drift[k];
+        json_array_append_new(list, json_pack("{s:i, s:i, s:o, s:o, s:o, s:o}", "step", k, "t", r->t, "mean_float",
+                                              sv_json_number(r->mean[0]), "std_float", sv_json_number(r->std[0]),
+                                              "mean_quantized", sv_json_number(r->mean[1]), "std_quantized",
+                                              sv_json_number(r->std[1])));
+    }
+    return list;
 }
 
 static json_t *eps_json(const qd_quant_report *r)
@@ -119,14 +139,38 @@ static qd_status check_drop(const work *w, const json_t *figures, qd_err *err)
                   : qd_fail(err, QD_E_INVALID, "max_drop asks for psnr_db, and params.pairs is 0: nothing to measure");
 }
 
+/* The report as a page with the sheet in it; the sheet has not been handed out yet. */
+static qd_status publish_page(const work *w, const json_t *report, qd_err *err)
+{
+    qd_map sheet = { 0 };
+    qd_buf page;
+    qd_buf_init(&page, 0);
+    qd_status st = w->pairs.n > 0 ? qd_map_open(&sheet, w->sheet, err) : QD_OK;
+    if (!st)
+        st = sv_report_page(report, sheet.data, sheet.size, &page, err);
+    if (!st)
+        st = qd_fs_write(w->page, page.data, page.size, err);
+    if (!st)
+        st = sv_task_artifact(w->made.t, "report.html", "text/html; charset=utf-8", w->page, err);
+    qd_map_close(&sheet);
+    qd_buf_clear(&page);
+    return st;
+}
+
 static qd_status publish(work *w, json_t *figures, qd_err *err)
 {
+    json_t *report = NULL;
     json_t *psnr = json_array();
     for (int k = 0; k < w->pairs.n; k++)
         json_array_append_new(psnr, sv_json_number(w->pairs.psnr_db[k]));
-    json_t *more = json_pack("{s:o}", "pair_psnr_db", psnr);
-    qd_status st = sv_quantized_report(&w->made, figures, more, err);
+    json_t *more = json_pack("{s:o, s:o, s:s, s:{s:s, s:I}}", "pair_psnr_db", psnr, "trajectory",
+                             trajectory_json(&w->pairs), "name", w->made.t->model->name, "bundle", "sha256",
+                             w->made.sha256, "bytes", (json_int_t)w->made.file_bytes);
+    qd_status st = sv_quantized_report(&w->made, figures, more, &report, err);
     json_decref(more);
+    if (!st)
+        st = publish_page(w, report, err);
+    json_decref(report);
     if (!st && w->pairs.n > 0)
         st = sv_task_artifact(w->made.t, "samples.png", "image/png", w->sheet, err);
     /* What is not good enough is shown (report, pairs) and not handed out. */
@@ -144,7 +188,8 @@ qd_status sv_quantize_denoiser(sv_task *t, json_t **result, qd_err *err)
     if (st)
         goto out;
     w.sheet = qd_fs_join(t->dir, "samples.png");
-    if (!path || !w.sheet) {
+    w.page = qd_fs_join(t->dir, "report.html");
+    if (!path || !w.sheet || !w.page) {
         st = qd_fail(err, QD_E_NOMEM, "no memory for a path");
         goto out;
     }
@@ -186,6 +231,8 @@ out:
     json_decref(figures);
     sv_denoise_clear(&w.quantized);
     sv_denoise_clear(&w.reference);
+    sv_pairs_clear(&w.pairs);
+    qd_free(w.page);
     qd_free(w.sheet);
     sv_quantized_clear(&w.made);
     qd_free(path);

@@ -190,7 +190,7 @@ json_t *sv_quantized_figures(const sv_quantized *w)
 
 /* report.json: the method's own report with everything around it. */
 static qd_status save_report(const sv_quantized *w, const json_t *figures, const json_t *more, const char *path,
-                             qd_err *err)
+                             json_t **out, qd_err *err)
 {
     qd_buf buf;
     json_t *o = NULL;
@@ -216,6 +216,8 @@ static qd_status save_report(const sv_quantized *w, const json_t *figures, const
         json_object_update(o, (json_t *)more);
     text = sv_json_text(o);
     st = text ? qd_fs_write(path, text, strlen(text), err) : qd_fail(err, QD_E_NOMEM, "no memory for the report");
+    if (!st && out)
+        *out = json_incref(o);
 out:
     json_decref(o);
     qd_free(text);
@@ -225,11 +227,12 @@ out:
 
 /* --- what the job leaves --- */
 
-qd_status sv_quantized_report(const sv_quantized *w, const json_t *figures, const json_t *more, qd_err *err)
+qd_status sv_quantized_report(const sv_quantized *w, const json_t *figures, const json_t *more, json_t **out,
+                              qd_err *err)
 {
     char *report = qd_fs_join(w->t->dir, "report.json");
     qd_status st =
-        report ? save_report(w, figures, more, report, err) : qd_fail(err, QD_E_NOMEM, "no memory for a path");
+        report ? save_report(w, figures, more, report, out, err) : qd_fail(err, QD_E_NOMEM, "no memory for a path");
     if (!st)
         st = sv_task_artifact(w->t, "report.json", "application/json", report, err);
     qd_free(report);
