@@ -262,6 +262,21 @@ void sv_list_artifacts(sv_request *q)
     sv_job_row_clear(&job);
 }
 
+/* A page to read has its styles and pictures in itself. It is looked at apart from everything else here: no scripts, no requests, an
+ * origin of its own. */
+static void reply_artifact(sv_request *q, const sv_artifact_row *row)
+{
+    const bool page = !strncmp(row->mime, "text/html", 9);
+    if (page)
+        sv_reply_field(q, "Content-Security-Policy", "%s",
+                       "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; form-action 'none'; "
+                       "base-uri 'none'; frame-ancestors 'none'");
+    const bool view = page || !strcmp(row->mime, "image/png") || !strcmp(row->mime, "application/json");
+    reply_stored(
+        q, row->path,
+        (sv_file_reply){ .mime = row->mime, .filename = row->name, .sha256 = row->sha256, .inline_view = view });
+}
+
 void sv_get_artifact(sv_request *q)
 {
     sv_job_row job = { 0 };
@@ -275,12 +290,7 @@ void sv_get_artifact(sv_request *q)
     else if (st)
         sv_reply_error(q, st, &err, NULL);
     else
-        reply_stored(
-            q, row.path,
-            (sv_file_reply){ .mime = row.mime,
-                             .filename = row.name,
-                             .sha256 = row.sha256,
-                             .inline_view = !strcmp(row.mime, "image/png") || !strcmp(row.mime, "application/json") });
+        reply_artifact(q, &row);
     sv_artifact_row_clear(&row);
     sv_job_row_clear(&job);
 }

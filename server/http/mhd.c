@@ -214,6 +214,14 @@ static void count(sv_http *h, const char *method, int status)
     atomic_fetch_add(&h->requests[k][status >= 0 && status < 600 ? status : 0], 1);
 }
 
+static bool has_field(const sv_reply *r, const char *name)
+{
+    for (int i = 0; i < r->field_count; i++)
+        if (!strcasecmp(r->fields[i].name, name))
+            return true;
+    return false;
+}
+
 static enum MHD_Result answer(sv_request *q)
 {
     static const char *const always[][2] = {
@@ -231,7 +239,8 @@ static enum MHD_Result answer(sv_request *q)
         return MHD_NO;
     MHD_add_response_header(m, "X-Request-Id", q->id);
     for (size_t i = 0; i < sizeof always / sizeof always[0]; i++)
-        MHD_add_response_header(m, always[i][0], always[i][1]);
+        if (!has_field(r, always[i][0]))
+            MHD_add_response_header(m, always[i][0], always[i][1]);
     if (!r->cache_decided)
         MHD_add_response_header(m, "Cache-Control", "no-store");
     if (r->close)

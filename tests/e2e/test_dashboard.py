@@ -54,7 +54,7 @@ def submit_to_finished_pairs(d):
         assert b.run("[...document.querySelectorAll('.gallery img')].every(i => i.complete && i.naturalWidth > i.naturalHeight)")
         assert b.run("document.querySelectorAll('.figure').length") == 4
         links = b.run("[...document.querySelectorAll('a[download]')].map(a => a.getAttribute('href'))")
-        assert len(links) == 3 and all(d.get(link).status == 200 for link in links), links
+        assert len(links) == 4 and all(d.get(link).status == 200 for link in links), links
         keep(b, "job")
 
         # The same page opened later shows the same.

@@ -1,7 +1,11 @@
 """A user's first job, whole: upload, quantize, watch on three transports, download, upload the result, sample it, same bytes again."""
+import base64
 import hashlib
+import html.parser
 import json
+import re
 import threading
+import xml.etree.ElementTree
 
 from daemon import QUICK, Daemon, WebSocket, check_gap_free, run
 
@@ -9,6 +13,57 @@ from daemon import QUICK, Daemon, WebSocket, check_gap_free, run
 def png_size(data):
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
     return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+
+
+class Page(html.parser.HTMLParser):
+    """What a page is made of: every tag with its attributes, and the cells of the noise map."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open, self.cells = [], [], 0
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.handle_startendtag(tag, attrs)
+        self.open.append((tag, dict(attrs).get("id")))
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.cells += tag == "rect" and ("svg", "noise-map") in self.open
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open.pop()[0] == tag, f"</{tag}> closes something else"
+
+
+def check_page(reply, report):
+    """One whole file: no script, nothing from elsewhere, a cell for each layer and step."""
+    assert reply.status == 200 and reply.headers["Content-Type"].startswith("text/html"), reply.headers
+    assert reply.headers["Content-Disposition"].startswith("inline")
+    policies = reply.headers.get_all("Content-Security-Policy")
+    assert len(policies) == 1 and "sandbox" in policies[0] and "script" not in policies[0], policies
+    text = reply.body.decode()
+    page = Page(text)
+    assert page.open == [] and not re.search(r"https?://|url\(|@import", text)
+    assert not {"script", "link", "iframe", "object", "embed"} & {tag for tag, _ in page.tags}
+    sources = [a[k] for _, a in page.tags for k in ("src", "href", "xlink:href") if k in a]
+    assert len(sources) == 1 and sources[0].startswith("data:image/png;base64,"), [s[:40] for s in sources]
+    png_size(base64.b64decode(sources[0].split(",")[1], validate=True))
+    xml.etree.ElementTree.fromstring(text)
+    noise = report["noise_map"]
+    assert page.cells == len(noise["layers"]) * len(noise["t"]) > 100, page.cells
+    assert report["source"]["sha256"] in text and report["bundle"]["sha256"] in text
+
+
+def check_drift(walk, figures):
+    """Both trajectories, step by step; the figures are the largest differences."""
+    assert [w["step"] for w in walk] == list(range(QUICK["steps"]))
+    assert [w["t"] for w in walk] == sorted((w["t"] for w in walk), reverse=True)
+    # Noise at first, on both sides nearly the same; a picture with a deviation of its own at the end.
+    assert 0.8 < walk[0]["std_float"] < 1.2 and abs(walk[0]["std_quantized"] - walk[0]["std_float"]) < 0.05, walk[0]
+    for name in ("mean", "std"):
+        worst = max(abs(w[f"{name}_quantized"] - w[f"{name}_float"]) for w in walk)
+        assert 0 < worst < 0.5 and abs(worst - figures[f"drift_{name}_max"]) < 1e-12, (name, worst, figures)
 
 
 def quantize_watch_download(d):
@@ -99,6 +154,8 @@ def quantize_watch_download(d):
         assert d.get(path, Range=f"bytes={len(whole.body)}-").status == 416
     report = d.get(f"/v1/jobs/{job}/artifacts/report.json").json()
     assert any(layer["weight_bits"] == 8 for layer in report["layers"])
+    check_drift(report["trajectory"], r)
+    check_page(d.get(f"/v1/jobs/{job}/artifacts/report.html"), report)
 
     # The bundle is a model: registered here, and the same when a stranger sends it back.
     bundle = d.get(f"/v1/jobs/{job}/artifacts/model.safetensors").body
