@@ -195,15 +195,18 @@ static double copies(const json_t *params)
 }
 
 /* Weights as often as they are there; what is alive at the widest point, for each picture of a call (a quantization has a float and a
- * quantized plan side by side); pictures and calibration inputs that are kept; the first stage, one latent at a time. */
+ * quantized plan side by side, a noise map one more beside what all layers make); pictures and calibration inputs that are kept; the first stage, one latent at a time. */
 static json_t *memory_json(const sv_settings *s, const json_t *summary, const json_t *params, double made)
 {
     const double samples = number(params, "calibration_samples", 0), count = number(params, "count", 0);
     const double batch = fmax(count > 0 ? fmin(count, number(params, "batch", 1)) : 1, fmin(samples, BATCH));
     const json_t *stage = first_stage(summary, params);
-    const double weights =
-        copies(params) * number(summary, "parameter_bytes", 0) + 2 * made + 2 * number(stage, "parameter_bytes", 0);
-    const double activations = number(summary, "activation_bytes", 0) * batch * answers(params) * (made > 0 ? 2 : 1) +
+    const bool mapped = made > 0 && number(params, "noise_map_steps", 0) > 0;
+    const double weights = (copies(params) + mapped) * number(summary, "parameter_bytes", 0) + 2 * made +
+                           2 * number(stage, "parameter_bytes", 0);
+    const double at_once = batch * answers(params);
+    const double activations = number(summary, "activation_bytes", 0) * at_once * (1 + (made > 0) + mapped) +
+                               number(summary, "layer_bytes", 0) * at_once * mapped +
                                number(stage, "activation_bytes", 0);
     const double kept = picture_bytes(summary) * (count + samples * fmax(1, number(params, "calibration_steps", 0)));
     const double peak = weights + activations + kept;

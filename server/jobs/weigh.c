@@ -94,6 +94,16 @@ out:
     return st;
 }
 
+/* All that layers make: what is kept where they are compared one by one. */
+static int64_t layer_bytes(const qd_graph *g, const qd_shape *shapes)
+{
+    int64_t sum = 0, count;
+    for (qd_node_id id = 0; id < qd_graph_size(g); id++)
+        if (is_layer(g, qd_graph_node(g, id)) && !qd_shape_count(&shapes[id], &count, NULL))
+            sum += count * (int64_t)sizeof(float);
+    return sum;
+}
+
 qd_status sv_weigh(const qd_graph *g, const qd_shape *inputs, int n_inputs, json_t *o, qd_err *err)
 {
     const int n = qd_graph_size(g);
@@ -120,6 +130,7 @@ qd_status sv_weigh(const qd_graph *g, const qd_shape *inputs, int n_inputs, json
     }
     json_object_set_new(o, "weights", weights_json(g, on_picture));
     json_object_set_new(o, "activation_bytes", json_integer(most));
+    json_object_set_new(o, "layer_bytes", json_integer(layer_bytes(g, shapes)));
 out:
     qd_free(on_picture);
     qd_free(shapes);
