@@ -5,6 +5,7 @@
 
 #include "base/mem.h"
 #include "graph/op.h"
+#include "plan/plan.h"
 #include "quant/recon_int.h"
 
 qd_status qd_layer_restore(const qd_layout *l, const qd_quant_layer *layer, float *weight, qd_err *err)
@@ -191,4 +192,18 @@ void qd_piece_clear(qd_piece *p)
     qd_free(p->input);
     qd_free(p->id);
     *p = (qd_piece){ 0 };
+}
+
+qd_status qd_piece_compile(const qd_graph *g, int threads, qd_budget *budget, qd_plan **plan, qd_err *err)
+{
+    const int n = qd_graph_inputs(g);
+    qd_shape *shapes = qd_calloc((size_t)n + 1, sizeof *shapes);
+    if (!shapes)
+        return qd_fail(err, QD_E_NOMEM, "no memory for %d inputs", n);
+    for (int k = 0; k < n; k++)
+        shapes[k] = qd_graph_node(g, qd_graph_input_at(g, k))->shape;
+    const qd_plan_options o = { .input_shapes = shapes, .n_inputs = n, .threads = threads, .budget = budget };
+    const qd_status st = qd_plan_compile(g, &o, plan, err);
+    qd_free(shapes);
+    return st;
 }

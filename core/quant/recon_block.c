@@ -1,20 +1,13 @@
 /* recon_block.c - one block evaluated and trained: gradients by the soft weights come from the differentiated graph of the block, the rest
- * of the way to v is adaround.c's.
- *
- * A batch is shared out to replicas, each a plan of one thread for its part of the items, and their gradients are added up in order:
- * the bytes depend on the number of replicas, which follows from the block alone, and not on the number of threads. */
-#include <math.h>
-#include <stdio.h>
+ * of the way to v is adaround.c's. */
 #include <string.h>
 
 #include "base/mem.h"
-#include "base/par.h"
 #include "graph/op.h"
 #include "plan/plan.h"
 #include "quant/recon_int.h"
 
-enum { REPLICAS = 4, LOOK_EVERY = 20, LOSS_POINTS = 100 };
-#define WIDE (2ll << 20) /* weights of a block from which each replica costs more than it gains */
+enum { LOOK_EVERY = 20, LOSS_POINTS = 100 };
 
 static int64_t layer_weights(const qd_recon_work *w, int k)
 {
@@ -42,20 +35,6 @@ static int entry_of(const qd_block *b, qd_node_id id)
     while (b->entry[k] != id)
         k++;
     return k;
-}
-
-static qd_status compile(const qd_graph *g, int threads, qd_budget *budget, qd_plan **plan, qd_err *err)
-{
-    const int n = qd_graph_inputs(g);
-    qd_shape *shapes = qd_calloc((size_t)n + 1, sizeof *shapes);
-    if (!shapes)
-        return qd_fail(err, QD_E_NOMEM, "no memory for %d inputs", n);
-    for (int k = 0; k < n; k++)
-        shapes[k] = qd_graph_node(g, qd_graph_input_at(g, k))->shape;
-    const qd_plan_options o = { .input_shapes = shapes, .n_inputs = n, .threads = threads, .budget = budget };
-    const qd_status st = qd_plan_compile(g, &o, plan, err);
-    qd_free(shapes);
-    return st;
 }
 
 /* --- evaluating --- */
@@ -115,7 +94,7 @@ qd_status qd_recon_evaluate(const qd_recon_work *w, float *y, double *mse, qd_er
     if (st)
         goto out;
     qd_graph_output(piece.graph, "block", piece.id[b->out]);
-    st = compile(piece.graph, qd_run_threads(w->run), qd_run_budget(w->run), &plan, err);
+    st = qd_piece_compile(piece.graph, qd_run_threads(w->run), qd_run_budget(w->run), &plan, err);
     if (!st)
         st = qd_tensor_init(&scratch, QD_F32, &shape, qd_run_budget(w->run), err);
     if (!st)
@@ -137,28 +116,15 @@ out:
 
 /* --- training --- */
 
-typedef struct replica {
-    qd_plan *plan;
-    qd_tensor *buffer; // [inputs that are not weights], the target last
-    qd_tensor *grad;   // [layers]
-    float loss;
-    const void **in;
-    void **out;
-    qd_status st;
-    qd_err err;
-} replica;
-
 typedef struct training {
     const qd_recon_work *w;
     qd_piece piece;
+    qd_replicas replicas;
     int n_replicas;
-    int64_t batch, share; /* items of a step, and of one replica */
-    replica replica[REPLICAS];
-    qd_round *round;    // [layers]
-    qd_tensor *weight;  // [layers]: the soft ones
-    const float **grad; // [replicas]
-    int64_t *item;      // [batch]
-    int64_t weights;
+    int64_t batch;
+    qd_round *round;   // [layers]
+    qd_tensor *weight; // [layers]: the soft ones
+    int64_t weights;   /* of all layers */
 } training;
 
 /* Mean over items and space of the sum over channels of (y - target)^2 (6.2); of tokens [N, T, C] too. */
@@ -169,18 +135,6 @@ static qd_node_id add_loss(qd_graph *g, qd_node_id y, qd_node_id target, const q
     return qd_graph_add(g, &qd_op_affine, "recon.loss.by_channel", QD_IN(mean), QD_ATTRS(QD_FLOAT("mul", channels)));
 }
 
-static void choose_replicas(training *t)
-{
-    const int64_t wanted = t->w->options->batch;
-    for (int k = 0; k < t->w->block->n_layers; k++)
-        t->weights += layer_weights(t->w, k);
-    t->batch = wanted < t->w->kept->items ? wanted : t->w->kept->items;
-    t->n_replicas = t->weights >= WIDE ? 2 : REPLICAS;
-    while (t->batch % t->n_replicas)
-        t->n_replicas /= 2;
-    t->share = t->batch / t->n_replicas;
-}
-
 static qd_status make_graph(training *t, qd_graph **out, qd_err *err)
 {
     const qd_recon_work *w = t->w;
@@ -189,7 +143,7 @@ static qd_status make_graph(training *t, qd_graph **out, qd_err *err)
     qd_graph *net;
     qd_shape *shapes = qd_calloc((size_t)qd_graph_size(g) + 1, sizeof *shapes);
     qd_node_id *wrt = qd_calloc((size_t)b->n_layers, sizeof *wrt);
-    qd_status st = shapes && wrt ? qd_kept_shapes(g, t->share, shapes, err)
+    qd_status st = shapes && wrt ? qd_kept_shapes(g, t->batch / t->n_replicas, shapes, err)
                                  : qd_fail(err, QD_E_NOMEM, "no memory for %d nodes", qd_graph_size(g));
     if (!st)
         st = cut_block(w, shapes, &t->piece, err);
@@ -210,34 +164,6 @@ out:
     return st;
 }
 
-static qd_status make_replica(training *t, const qd_graph *g, replica *r, qd_err *err)
-{
-    const qd_block *b = t->w->block;
-    const int n_in = t->piece.n_inputs, n_layers = b->n_layers;
-    qd_budget *budget = qd_run_budget(t->w->run);
-    r->buffer = qd_calloc((size_t)n_in + 1, sizeof *r->buffer);
-    r->grad = qd_calloc((size_t)n_layers, sizeof *r->grad);
-    r->in = qd_calloc((size_t)(n_in + n_layers + 1), sizeof *r->in);
-    r->out = qd_calloc((size_t)n_layers + 1, sizeof *r->out);
-    if (!r->buffer || !r->grad || !r->in || !r->out)
-        return qd_fail(err, QD_E_NOMEM, "no memory for %d inputs", n_in + n_layers);
-    qd_status st = compile(g, 1, budget, &r->plan, err);
-    for (int k = 0; k <= n_in && !st; k++) {
-        const int at = k < n_in ? k : n_in + n_layers; /* weights stand between the entries and the target */
-        const qd_node *n = qd_graph_node(g, qd_graph_input_at(g, at));
-        st = qd_tensor_init(&r->buffer[k], n->dtype, &n->shape, budget, err);
-        r->in[at] = r->buffer[k].data;
-    }
-    r->out[0] = &r->loss;
-    for (int k = 0; k < n_layers && !st; k++) {
-        const qd_shape shape = QD_SHAPE(layer_weights(t->w, k));
-        st = qd_tensor_init(&r->grad[k], QD_F32, &shape, budget, err);
-        r->out[1 + k] = r->grad[k].data;
-        r->in[n_in + k] = t->weight[k].data;
-    }
-    return st;
-}
-
 static qd_status make_rounds(training *t, qd_err *err)
 {
     const qd_recon_work *w = t->w;
@@ -254,42 +180,51 @@ static qd_status make_rounds(training *t, qd_err *err)
     return st;
 }
 
+/* The graph takes entries, weights, target. */
+static qd_status make_replicas(training *t, const qd_graph *g, qd_err *err)
+{
+    const qd_recon_work *w = t->w;
+    const int n_in = t->piece.n_inputs, n_layers = w->block->n_layers;
+    qd_replica_input *in = qd_calloc((size_t)(n_in + n_layers) + 1, sizeof *in);
+    if (!in)
+        return qd_fail(err, QD_E_NOMEM, "no memory for %d inputs", n_in + n_layers);
+    for (int k = 0; k < n_in; k++)
+        in[k] = (qd_replica_input){ w->entry[entry_of(w->block, t->piece.input[k])].data,
+                                    qd_kept_bytes(w->kept, t->piece.input[k]) };
+    for (int k = 0; k < n_layers; k++)
+        in[n_in + k] = (qd_replica_input){ t->weight[k].data, 0 };
+    in[n_in + n_layers] = (qd_replica_input){ w->target, qd_kept_bytes(w->kept, w->block->out) };
+    const qd_status st = qd_replicas_init(&t->replicas, g, in, t->n_replicas, t->batch, w->run, err);
+    qd_free(in);
+    return st;
+}
+
 static qd_status training_init(training *t, qd_err *err)
 {
-    const int n_layers = t->w->block->n_layers;
+    const qd_recon_work *w = t->w;
+    const int n_layers = w->block->n_layers;
     qd_graph *g = NULL;
-    choose_replicas(t);
+    for (int k = 0; k < n_layers; k++)
+        t->weights += layer_weights(w, k);
+    t->batch = w->options->batch < w->kept->items ? w->options->batch : w->kept->items;
+    t->n_replicas = qd_replicas_count(t->batch, t->weights);
     t->round = qd_calloc((size_t)n_layers, sizeof *t->round);
     t->weight = qd_calloc((size_t)n_layers, sizeof *t->weight);
-    t->grad = qd_calloc((size_t)t->n_replicas, sizeof *t->grad);
-    t->item = qd_calloc((size_t)t->batch, sizeof *t->item);
-    if (!t->round || !t->weight || !t->grad || !t->item)
+    if (!t->round || !t->weight)
         return qd_fail(err, QD_E_NOMEM, "no memory to train %d layers", n_layers);
     qd_status st = make_graph(t, &g, err);
     if (!st)
         st = make_rounds(t, err);
-    for (int k = 0; k < t->n_replicas && !st; k++)
-        st = make_replica(t, g, &t->replica[k], err);
+    if (!st)
+        st = make_replicas(t, g, err);
     qd_graph_free(g);
     return st;
 }
 
 static void training_clear(training *t)
 {
-    const int n_layers = t->w->block->n_layers;
-    for (int i = 0; i < REPLICAS; i++) {
-        replica *r = &t->replica[i];
-        qd_plan_free(r->plan);
-        for (int k = 0; r->buffer && k <= t->piece.n_inputs; k++)
-            qd_tensor_clear(&r->buffer[k]);
-        for (int k = 0; r->grad && k < n_layers; k++)
-            qd_tensor_clear(&r->grad[k]);
-        qd_free(r->buffer);
-        qd_free(r->grad);
-        qd_free(r->in);
-        qd_free(r->out);
-    }
-    for (int k = 0; k < n_layers; k++) {
+    qd_replicas_clear(&t->replicas);
+    for (int k = 0; k < t->w->block->n_layers; k++) {
         if (t->round)
             qd_round_clear(&t->round[k], qd_run_budget(t->w->run));
         if (t->weight)
@@ -297,56 +232,7 @@ static void training_clear(training *t)
     }
     qd_free(t->round);
     qd_free(t->weight);
-    qd_free(t->grad);
-    qd_free(t->item);
     qd_piece_clear(&t->piece);
-}
-
-/* Items without repetition; a step's depend on the seed, the block and the step alone. */
-static void draw_items(training *t, int64_t step)
-{
-    qd_rng rng;
-    qd_rng_init(&rng, t->w->run ? t->w->run->seed : 0,
-                QD_STREAM_SHUFFLE | (uint64_t)(t->w->number + 1) << 32 | (uint64_t)step);
-    for (int64_t n = 0; n < t->batch;) {
-        const int64_t item = qd_rng_below(&rng, (uint32_t)t->w->kept->items);
-        bool fresh = true;
-        for (int64_t k = 0; k < n; k++)
-            fresh &= t->item[k] != item;
-        t->item[n] = item;
-        n += fresh;
-    }
-}
-
-static void run_replica(void *ctx, int64_t number)
-{
-    training *t = ctx;
-    const qd_recon_work *w = t->w;
-    replica *r = &t->replica[number];
-    const int64_t one = qd_kept_count(w->kept, w->block->out);
-    float *target = qd_f32(&r->buffer[t->piece.n_inputs]);
-    for (int64_t i = 0; i < t->share; i++) {
-        const int64_t item = t->item[number * t->share + i];
-        for (int k = 0; k < t->piece.n_inputs; k++) {
-            const size_t bytes = qd_kept_bytes(w->kept, t->piece.input[k]);
-            memcpy((char *)r->buffer[k].data + (size_t)i * bytes,
-                   (const char *)w->entry[entry_of(w->block, t->piece.input[k])].data + (size_t)item * bytes, bytes);
-        }
-        memcpy(target + i * one, w->target + item * one, (size_t)one * sizeof *target);
-    }
-    r->st = qd_plan_run(r->plan, w->run, r->in, r->out, &r->err);
-}
-
-static qd_status run_replicas(training *t, double *loss, qd_err *err)
-{
-    qd_par_for(qd_run_threads(t->w->run), t->n_replicas, run_replica, t);
-    *loss = 0.0;
-    for (int k = 0; k < t->n_replicas; k++) {
-        if (t->replica[k].st)
-            return qd_fail(err, t->replica[k].st, "%s", t->replica[k].err.text);
-        *loss += (double)t->replica[k].loss / t->n_replicas;
-    }
-    return QD_OK;
 }
 
 static double settled_share(const training *t)
@@ -362,13 +248,14 @@ static void learn(training *t, int64_t step)
     const qd_recon_options *o = t->w->options;
     const bool warm = (double)step < o->warmup * o->iterations;
     for (int k = 0; k < t->w->block->n_layers; k++) {
+        const float *grad[QD_REPLICAS];
         for (int i = 0; i < t->n_replicas; i++)
-            t->grad[i] = qd_f32(&t->replica[i].grad[k]);
+            grad[i] = qd_f32(&t->replicas.replica[i].grad[k]);
         const qd_round_step s = { .lambda = warm ? 0.0 : o->lambda,
                                   .b = qd_recon_b(o, step),
                                   .lr = o->lr,
                                   .step = step + 1,
-                                  .grad = t->grad,
+                                  .grad = grad,
                                   .n_grad = t->n_replicas,
                                   .scale = 1.0 / t->n_replicas };
         qd_round_learn(&t->round[k], &s, qd_f32(&t->weight[k]), qd_run_threads(t->w->run));
@@ -382,13 +269,9 @@ static qd_status train(training *t, int *iterations, qd_err *err)
     const int64_t thin = o->iterations > LOSS_POINTS ? o->iterations / LOSS_POINTS : 1;
     for (int64_t step = 0; step < o->iterations; step++) {
         double loss;
-        draw_items(t, step);
-        const qd_status st = run_replicas(t, &loss, err);
+        const qd_status st = qd_replicas_run(&t->replicas, w->kept->items, w->number, step, &loss, err);
         if (st)
-            return st;
-        if (!isfinite(loss))
-            return qd_fail(err, QD_E_NUMERIC, "block '%s': the loss of iteration %lld is %g", w->block->name,
-                           (long long)step, loss);
+            return qd_fail_in(err, st, "block '%s'", w->block->name);
         learn(t, step);
         if (step % thin == 0)
             qd_run_metric(w->run, "recon_loss", w->done + step, loss);

@@ -62,6 +62,9 @@ typedef struct qd_piece {
 /* Outputs of the piece are the wanted values in their order, under their names; no output is added for INPUTS, whose caller does. */
 qd_status qd_piece_cut(const qd_piece_spec *s, qd_budget *budget, qd_piece *out, qd_err *err);
 void qd_piece_clear(qd_piece *p);
+/* A plan of a graph whose inputs have the shapes they are to be run with. */
+struct qd_plan;
+qd_status qd_piece_compile(const qd_graph *g, int threads, qd_budget *budget, struct qd_plan **plan, qd_err *err);
 
 /* The weight that a layer's codes mean, as many floats as the float one has. */
 qd_status qd_layer_restore(const qd_layout *l, const qd_quant_layer *layer, float *weight, qd_err *err);
@@ -149,6 +152,45 @@ int64_t qd_layer_weights(const qd_layout *l, const qd_quant_layer *layer); /* ho
 
 /* b of an iteration (from 0): held through the warm-up, then linear (6.2). */
 double qd_recon_b(const qd_recon_options *o, int64_t iteration);
+
+/* --- replicas.c: a loss and its gradient over a batch of items --- */
+
+enum { QD_REPLICAS = 4 };
+#define QD_REPLICAS_WIDE (2ll << 20) /* weights from which each replica costs more than it gains */
+/* How many replicas share a batch of items. */
+int qd_replicas_count(int64_t batch, int64_t weights);
+
+/* Where an input of the graph comes from: values of all items, of which a batch takes some; or, with item_bytes 0, the same for all of
+ * them, read anew at every run. */
+typedef struct qd_replica_input {
+    const void *data;
+    size_t item_bytes;
+} qd_replica_input;
+typedef struct qd_replica {
+    struct qd_plan *plan;
+    qd_tensor *buffer; // [n_inputs], of the items of a batch
+    qd_tensor *grad;   // [n_grads]
+    float loss;
+    const void **in;
+    void **out;
+    qd_status st;
+    qd_err err;
+} qd_replica;
+typedef struct qd_replicas {
+    const qd_run *run;
+    int n, n_inputs, n_grads;
+    int64_t share; /* items of each */
+    qd_replica_input *input;
+    int64_t *item; // [n * share]
+    qd_replica replica[QD_REPLICAS];
+} qd_replicas;
+/* g: outputs a loss that is a mean over its items, then gradients; shapes for batch / n items. Clear it after failure too. */
+qd_status qd_replicas_init(qd_replicas *r, const qd_graph *g, const qd_replica_input *input, int n, int64_t batch,
+                           const qd_run *run, qd_err *err);
+void qd_replicas_clear(qd_replicas *r);
+/* One batch of `items` drawn for a block's step. Gradients are in replica[].grad: their mean is that of the batch. QD_E_NUMERIC when the
+ * loss is not finite. */
+qd_status qd_replicas_run(qd_replicas *r, int64_t items, int number, int64_t step, double *loss, qd_err *err);
 
 /* --- recon_block.c: one block as it is evaluated and trained --- */
 
