@@ -628,6 +628,75 @@ static void stops_when_settled(void **state)
     qd_recon_report_clear(&r);
 }
 
+/* --- the model that ships --- */
+
+typedef struct shipped {
+    qd_model *m;
+    qd_graph *g;
+    qd_schedule *s;
+    qd_calibration_set set;
+} shipped;
+
+/* eps SQNR of W4A8 in dB. */
+static double shipped_sqnr(const shipped *x, const qd_recon_options *o)
+{
+    qd_err err = { 0 };
+    qd_layout *l = NULL;
+    qd_graph *q = NULL;
+    qd_quant_report report = { 0 };
+    qd_recon_report r = { 0 };
+    const qd_run run = { .seed = 7, .threads = 2 };
+    const qd_layout_options lo = { .skip = "", .split_shortcut = true, .float_edges = true, .w8_time = true };
+    const qd_range_rule rule = { .how = QD_RANGE_MSE, .bits = 8 };
+    const qd_sample_options so = { .steps = 10, .clip = -1, .seed = 7, .first_sample = 1000 };
+    check_ok(qd_layout_new(x->g, &lo, &l, &err), &err);
+    check_ok(qd_layout_quantize_weights(l, 4, true, &run, &err), &err);
+    if (o) {
+        check_ok(qd_layout_reconstruct(l, &x->set, o, &run, &r, &err), &err);
+        for (int k = 0; k < r.n; k++)
+            assert_true(r.blocks[k].mse_learned < r.blocks[k].mse_nearest);
+    }
+    check_ok(qd_layout_observe(l, &x->set, &run, &err), &err);
+    check_ok(qd_layout_choose_maps(l, &rule, &run, &err), &err);
+    check_ok(qd_layout_apply(l, &q, &err), &err);
+    check_ok(qd_quant_measure_eps(x->g, q, x->s, &so, 4, 1, &run, &report, &err), &err);
+    const double db = report.eps_sqnr_mean_db;
+    qd_recon_report_clear(&r);
+    qd_quant_report_clear(&report);
+    qd_graph_free(q);
+    qd_layout_free(l);
+    return db;
+}
+
+/* What it is all for: the integer network's noise on trajectories and time steps that were not learned on. */
+static void the_model_that_ships(void **state)
+{
+    qd_err err = { 0 };
+    qd_role role;
+    shipped x = { 0 };
+    const qd_run run = { .seed = 7, .threads = 2 };
+    check_ok(qd_model_open(harness_source("deploy/models/fmnist-ddpm-unet"), NULL, &x.m, &err), &err);
+    check_ok(qd_zoo_build(x.m, &run, &x.g, &role, &err), &err);
+    check_ok(qd_schedule_open(x.m->scheduler, &x.s, &err), &err);
+    const qd_trajectories j = { .graph = x.g,
+                                .schedule = x.s,
+                                .sampler = qd_sampler_find("ddim"),
+                                .options = { .steps = 16, .clip = -1, .seed = 7 },
+                                .samples = 8,
+                                .phase = "trajectories" };
+    check_ok(qd_calibration_set_make(&j, 8, &run, &x.set, &err), &err);
+    qd_recon_options o = quick, gptq = { .how = QD_RECON_GPTQ };
+    o.batch = 8;
+    const double nearest = shipped_sqnr(&x, NULL), block = shipped_sqnr(&x, &o), closed = shipped_sqnr(&x, &gptq);
+    print_message("eps SQNR at W4A8: %.2f dB to nearest, %.2f learned in 30 steps a block, %.2f by gptq\n", nearest,
+                  block, closed);
+    assert_true(block > nearest + 1.0 && closed > nearest + 1.0);
+    qd_calibration_set_clear(&x.set);
+    qd_schedule_free(x.s);
+    qd_graph_free(x.g);
+    qd_model_free(x.m);
+}
+
 typedef struct alloc_case {
     qd_graph *g;
     qd_calibration_set set;
@@ -688,6 +757,7 @@ int main(void)
         cmocka_unit_test(cancelled),
         cmocka_unit_test(refused_options),
         cmocka_unit_test(stops_when_settled),
+        cmocka_unit_test(the_model_that_ships),
         cmocka_unit_test(without_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
