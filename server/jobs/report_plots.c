@@ -154,7 +154,8 @@ static int ascending(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* From the fifth percentile to the ninety-fifth, so that one bad cell does not make all others look alike. */
+/* From the fifth percentile to at most the ninety-fifth, so that one bad cell does not make all others look alike; and not so far up
+ * that a few exact layers do: the middle of all figures stays a third of the way. */
 static qd_status find_shades(const json_t *layers, size_t steps, shades *out, qd_err *err)
 {
     size_t n = 0;
@@ -169,7 +170,11 @@ static qd_status find_shades(const json_t *layers, size_t steps, shades *out, qd
                 values[n++] = json_number_value(json_array_get(row, i));
     }
     qsort(values, n, sizeof *values, ascending);
-    *out = n ? (shades){ .noisy = floor(values[n / 20]), .clean = ceil(values[n - 1 - n / 20]) } : (shades){ 0, 0 };
+    *out = (shades){ 0 };
+    if (n > 0) {
+        out->noisy = floor(values[n / 20]);
+        out->clean = ceil(fmin(values[n - 1 - n / 20], out->noisy + 3 * (values[n / 2] - out->noisy)));
+    }
     out->clean = fmax(out->clean, out->noisy + 1);
     qd_free(values);
     return QD_OK;

@@ -3,6 +3,7 @@ import { get, post } from './api.js';
 import { lineChart } from './chart.js';
 import { ago, bytes, count, fixed, h, pill, replace, seconds, setText, toast } from './dom.js';
 import { subscribe } from './live.js';
+import { noiseSections } from './noise.js';
 
 const FINAL = new Set(['succeeded', 'failed', 'canceled', 'dead']);
 const RETRYABLE = new Set(['failed', 'canceled', 'dead']);
@@ -44,6 +45,8 @@ export function jobPage(main, id) {
   const phase = h('p', { class: 'muted', 'aria-live': 'off' });
   const error = h('p', { class: 'problem', hidden: true });
   const facts = h('div', { class: 'figures' });
+  const page = h('p', { hidden: true }, h('a', { class: 'button', href: `/v1/jobs/${id}/artifacts/report.html`, target: '_blank', rel: 'noopener' }, 'Open the report'));
+  const noise = noiseSections();
   const gallery = h('div', { class: 'gallery' });
   const pairsNote = h('p', { class: 'muted' });
   const gallerySection = h('section', { hidden: true }, h('h2', {}, 'Images'), pairsNote, gallery);
@@ -62,7 +65,7 @@ export function jobPage(main, id) {
   const images = new Map(); // what it shows -> element: an attempt after a crash draws the same again
   const layers = new Map(); // name -> data
   const sqnr = new Map();   // t -> dB
-  let job = null, gone = false, end = null, layerTimer = null;
+  let job = null, gone = false, end = null, layerTimer = null, chartTimer = null, read = '';
 
   function header() {
     if (!job) return;
@@ -114,8 +117,9 @@ export function jobPage(main, id) {
   }
 
   function drawChart() {
+    chartTimer = null;
     chartSection.hidden = sqnr.size === 0;
-    if (sqnr.size) replace(chartBox, lineChart([...sqnr], { x: 'time step t', y: 'dB', label: 'eps SQNR by time step', reverseX: true }));
+    if (sqnr.size) replace(chartBox, lineChart([{ label: 'eps SQNR', points: [...sqnr] }], { x: 'time step t', y: 'dB', label: 'eps SQNR by time step', reverseX: true }));
   }
 
   async function loadFiles() {
@@ -127,6 +131,13 @@ export function jobPage(main, id) {
       h('td', { class: 'right nowrap' }, bytes(a.size_bytes)),
       h('td', {}, h('code', { class: 'nowrap' }, `curl -O ${location.origin}/v1/jobs/${id}/artifacts/${a.name}`),
         h('br'), h('span', { class: 'mono muted nowrap' }, `sha256 ${a.sha256}`)))));
+    page.hidden = !list.data.some((a) => a.name === 'report.html');
+    const report = list.data.find((a) => a.name === 'report.json');
+    if (report && report.sha256 !== read && job?.kind === 'quantize') {
+      read = report.sha256; // another attempt may leave another one
+      const doc = await get(`/v1/jobs/${id}/artifacts/report.json`);
+      if (!gone) noise.report(doc);
+    }
   }
 
   async function reload() {
@@ -138,6 +149,7 @@ export function jobPage(main, id) {
       for (const p of job.result.eps_sqnr_by_step) sqnr.set(p.t, p.sqnr_db);
       drawChart();
     }
+    noise.job(job);
     header();
     await loadFiles();
   }
@@ -152,11 +164,17 @@ export function jobPage(main, id) {
     switch (e.type) {
       case 'progress':
         if (job) { job.progress = d; if (job.status === 'queued') job.status = 'running'; header(); }
+        noise.progress(d);
         break;
       case 'metric':
-        if (/sqnr/.test(d.name)) { sqnr.set(d.step, d.value); drawChart(); }
+        if (/sqnr/.test(d.name)) {
+          sqnr.set(d.step, d.value);
+          if (!chartTimer) chartTimer = setTimeout(drawChart, 250);
+        }
+        noise.metric(d);
         break;
       case 'layer':
+        if (d.step !== null && d.step !== undefined) { noise.layer(d); break; }
         layers.set(d.name, d);
         if (!layerTimer) layerTimer = setTimeout(drawLayers, 250);
         break;
@@ -176,7 +194,7 @@ export function jobPage(main, id) {
   replace(main,
     h('p', { class: 'crumb' }, h('a', { href: '#/' }, 'Jobs'), ' / ', h('span', { class: 'mono' }, id)),
     h('div', { class: 'bar' }, title, state, h('span', { class: 'grow' }), cancel, retry),
-    origin, bar, phase, error, facts, gallerySection, chartSection, layerSection, fileSection,
+    origin, bar, phase, error, facts, page, gallerySection, chartSection, noise.el, layerSection, fileSection,
     h('section', {}, h('h2', {}, 'Settings'), params),
     h('section', {}, h('h2', {}, 'Log'), log));
 
@@ -187,6 +205,8 @@ export function jobPage(main, id) {
     gone = true;
     end?.();
     clearTimeout(layerTimer);
+    clearTimeout(chartTimer);
+    noise.close();
     for (const el of images.values()) if (el.firstChild.src.startsWith('blob:')) URL.revokeObjectURL(el.firstChild.src);
   };
 }

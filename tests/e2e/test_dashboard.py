@@ -2,6 +2,7 @@
 
 With QUANTD_PICTURES=DIR the pages are kept there as PNG."""
 import os
+import re
 import shutil
 import sys
 
@@ -18,6 +19,25 @@ PICTURES = os.environ.get("QUANTD_PICTURES")
 def keep(b, name):
     if PICTURES:
         b.picture(os.path.join(PICTURES, name + ".png"), whole=True)
+
+
+def check_noise(b):
+    """The noise map can be read with keys and with a pointer; both trajectories are drawn."""
+    def press(key):
+        b.run(f"document.querySelector('.noise-map').dispatchEvent(new KeyboardEvent('keydown', {{ key: '{key}' }}))")
+        return b.run("document.querySelector('.readout').textContent")
+
+    b.wait("document.querySelectorAll('.plots .curve-1').length == 4")  # a line of the legend and a curve, twice
+    first, below = press("ArrowDown"), press("ArrowDown")
+    assert re.match(r".+, t \d+: (-?[\d.]+ dB|no noise)$", first) and below.split(",")[0] != first.split(",")[0], (first, below)
+    right = press("ArrowRight")
+    assert right.split(",")[0] == below.split(",")[0] and right.split(":")[0] != below.split(":")[0], (below, right)
+    b.run("document.querySelector('.noise-map').scrollIntoView()")
+    x, y = b.run("(r => [r.right - 18, r.bottom - 8])(document.querySelector('.noise-map').getBoundingClientRect())")
+    b.run(f"document.querySelector('.noise-map').dispatchEvent(new PointerEvent('pointermove', {{ clientX: {x}, clientY: {y} }}))")
+    last = b.run("document.querySelector('.readout').textContent")
+    assert last.startswith("conv_out, t ") and last != right, last
+    b.run("scrollTo(0, 0)")
 
 
 def submit_to_finished_pairs(d):
@@ -53,9 +73,18 @@ def submit_to_finished_pairs(d):
         b.wait("document.querySelectorAll('.layers tbody tr').length > 20 && document.querySelector('.chart .curve')")
         assert b.run("[...document.querySelectorAll('.gallery img')].every(i => i.complete && i.naturalWidth > i.naturalHeight)")
         assert b.run("document.querySelectorAll('.figure').length") == 4
+        check_noise(b)
         links = b.run("[...document.querySelectorAll('a[download]')].map(a => a.getAttribute('href'))")
         assert len(links) == 4 and all(d.get(link).status == 200 for link in links), links
         keep(b, "job")
+
+        # The report is a page of its own, with its styles; a sandbox keeps it apart.
+        report = b.run("[...document.querySelectorAll('a.button')].find(a => a.innerText === 'Open the report').href")
+        b.open(report)
+        b.wait("document.querySelector('#noise-map rect')")
+        assert b.run("getComputedStyle(document.querySelector('.figures')).display") == "grid"
+        assert b.run("document.querySelector('img').naturalWidth") > 28 and b.run("origin") == "null"
+        keep(b, "report")
 
         # The same page opened later shows the same.
         b.open("about:blank")
