@@ -465,6 +465,12 @@ for bits in (8, 16):
     case("fake_attention of %d bits" % bits, "fake_attention", [q, k, v], mixed(softmax_codes(scores, bits), heads_of(v, 3), q.shape),
          tol=1e-6 if bits == 8 else 1e-5, heads=3, softmax_bits=bits)
 
+# --- where: a above 0, else b; broadcast all ways
+c, a, b = torch.tensor([[1.0], [0.0], [0.5], [-2.0]]), normal(4, 3), normal(3)
+case("where", "where", [c, a, b], torch.where(c > 0, a, b.expand(4, 3)), tol=0)
+c = normal(2, 5)
+case("where with two scalars", "where", [c, torch.tensor(2.0), torch.tensor(-3.0)], torch.where(c > 0, torch.tensor(2.0), torch.tensor(-3.0)), tol=0)
+
 
 def number(v):
     if math.isnan(v):
