@@ -220,7 +220,7 @@ qd_status qd_grouped_new(const qd_graph *g, const qd_correction *c, const qd_den
     d->o = *o;
     d->n = c && c->n_groups > 0 ? c->n_groups : 1;
     if (d->n > 1)
-        d->o.take = NULL; /* the next group needs it */
+        d->o.take = NULL;     /* the next group needs it */
     if (c && c->n_groups > 0) /* each group is made from it anew */
         d->o.take = NULL;
     d->keep_all = qd_graph_param_bytes(g) * (size_t)d->n <= KEEP_BYTES;
