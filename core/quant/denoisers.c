@@ -95,6 +95,13 @@ static const char *const grain_choices[] = { "scalar", "channel", NULL };
       .summary = "The largest correction of eps a probe may make." },
 
 #define PLUS_ROWS \
+    { .name = "size_budget", .type = QD_PARAM_NUMBER, .fallback = "0", .min = 0, .max = 1, \
+      .summary = "What the result may take of the float network's bytes, 0.2 being a fifth: bits of weights are then chosen layer by layer, " \
+                 "few where they harm the least, and weight_bits does not count; 0: weight_bits everywhere." }, \
+    { .name = "min_bits", .type = QD_PARAM_INT, .fallback = "4", .choices = weight_choices, \
+      .summary = "The fewest bits of weights that size_budget may choose." }, \
+    { .name = "max_bits", .type = QD_PARAM_INT, .fallback = "8", .choices = weight_choices, \
+      .summary = "The most bits of weights that size_budget may choose." }, \
     { .name = "smoothing", .type = QD_PARAM_CHOICE, .fallback = "balanced", .choices = smoothing_choices, \
       .summary = "Smoothing factors: from the time embedding, for the second convolution of each block (embedding), or for every layer " \
                  "behind a norm those with the least error out of thirteen that are tried (balanced)." }, \

@@ -12,8 +12,10 @@
 typedef struct ptq {
     qd_ptq_stages stages;
     qd_smooth_options smooth;
-    bool balanced; /* smoothing: factors tried layer by layer */
-    bool reconstruct;
+    bool balanced;                     /* smoothing: factors tried layer by layer */
+    bool reconstruct, reconstruct_few; /* learned rounding: always; where a layer has 4 bits */
+    double size_budget;                /* share of the float network's bytes; 0 = the same bits everywhere */
+    qd_mixed_options mixed;
     qd_recon_options recon;
     qd_noise_options noise;
     int groups;      /* of time steps with ranges of their own; 1 = none */
@@ -56,6 +58,7 @@ static void read_rounding(const qd_params *p, ptq *o)
     const int64_t iterations = qd_params_int(p, "recon_iterations"), batch = qd_params_int(p, "recon_batch");
     const bool chosen = is_choice(p, "rounding", "auto");
     o->reconstruct = chosen ? o->weight_bits <= 4 : !is_choice(p, "rounding", "nearest");
+    o->reconstruct_few = chosen;
     o->recon = (qd_recon_options){ .how = is_choice(p, "rounding", "gptq")    ? QD_RECON_GPTQ
                                           : is_choice(p, "rounding", "layer") ? QD_RECON_LAYER
                                                                               : QD_RECON_BLOCK,
@@ -71,6 +74,20 @@ static void read_rounding(const qd_params *p, ptq *o)
                                    .b_end = 2,
                                    .warmup = full ? 0.2 : 0.1,
                                    .settled = full ? 1 : 0.995 };
+}
+
+static void read_budget(const qd_params *p, const qd_graph *g, ptq *o)
+{
+    if (!has(p, "size_budget"))
+        return;
+    o->size_budget = qd_params_number(p, "size_budget");
+    o->mixed = (qd_mixed_options){ .budget_bytes = (uint64_t)(o->size_budget * (double)qd_graph_param_bytes(g)),
+                                   .min_bits = (int)qd_params_int(p, "min_bits"),
+                                   .max_bits = (int)qd_params_int(p, "max_bits"),
+                                   .search_weights = o->search_weights };
+    /* Whether rounding is learned by itself goes by the bits that are chosen. */
+    if (o->size_budget > 0 && o->reconstruct_few)
+        o->reconstruct = false;
 }
 
 static void read_noise(const qd_params *p, ptq *o)
@@ -136,6 +153,7 @@ static qd_status read_task(const qd_quant_task *task, const qd_run *run, ptq *o,
     read_smoothing(p, o);
     read_rounding(p, o);
     read_noise(p, o);
+    read_budget(p, task->graph, o);
     o->groups = has(p, "activation_groups") ? (int)qd_params_int(p, "activation_groups") : 1;
     o->time_table = has(p, "time_table") && qd_params_bool(p, "time_table");
     return QD_OK;
@@ -229,15 +247,25 @@ static qd_status prepare(const ptq *o, const qd_calibration_set *set, const qd_r
     return st;
 }
 
-/* Stages 5 to 7, on a layout: weights, learned rounding, ranges. */
+static bool has_few_bits(const qd_layout *l)
+{
+    for (int k = 0; k < l->n_layers; k++)
+        if (!l->layers[k].note && l->layers[k].weight_bits && l->layers[k].weight_bits <= 4)
+            return true;
+    return false;
+}
+
+/* Stages 4 to 7, on a layout: bits, weights, learned rounding, ranges. */
 static qd_status choose_codes(const ptq *o, qd_layout *layout, const qd_calibration_set *set, const qd_run *run,
-                              qd_recon_report *learned, qd_err *err)
+                              qd_quant_report *told, qd_err *err)
 {
     qd_status st = o->groups > 1 ? qd_layout_watch_groups(layout, set, o->groups, err) : QD_OK;
+    if (!st && o->size_budget > 0)
+        st = qd_layout_choose_bits(layout, set, &o->mixed, run, &told->mixed, err);
     if (!st)
         st = qd_layout_quantize_weights(layout, o->weight_bits, o->search_weights, run, err);
-    if (!st && o->reconstruct)
-        st = qd_layout_reconstruct(layout, set, &o->recon, run, learned, err);
+    if (!st && (o->reconstruct || (o->reconstruct_few && has_few_bits(layout))))
+        st = qd_layout_reconstruct(layout, set, &o->recon, run, &told->recon, err);
     if (!st)
         st = qd_layout_observe(layout, set, run, err);
     if (!st)
@@ -276,7 +304,7 @@ qd_status qd_ptq_run(const qd_ptq_stages *stages, const qd_quant_task *task, con
     st = qd_layout_new(reference, &o.layout, &layout, err);
     if (st)
         goto out;
-    st = choose_codes(&o, layout, &set, run, &told.recon, err);
+    st = choose_codes(&o, layout, &set, run, &told, err);
     if (st)
         goto out;
     qd_run_progress(run, "rewrite", NULL, 0, 1);

@@ -92,11 +92,24 @@ void qd_smooth_report_clear(qd_smooth_report *r);
 /* Is this node such a division? *factor, *value: its operands. */
 bool qd_smooth_is(const qd_graph *g, qd_node_id id, qd_node_id *value, qd_node_id *factor);
 
+/* --- mixed.c: bits of weights layer by layer under a budget of bytes (qncd.md 11.3, 6) --- */
+typedef struct qd_mixed_options {
+    uint64_t budget_bytes;  /* of all constants of the result */
+    int min_bits, max_bits; /* 4, 6 or 8 */
+    bool search_weights;
+} qd_mixed_options;
+/* Chooses weight_bits of every quantized layer that has none of its own yet, so that the summed harm is the least there is in the budget.
+ * QD_E_INVALID with the least share that would do when min_bits everywhere is too much. */
+qd_status qd_layout_choose_bits(qd_layout *l, const qd_calibration_set *set, const qd_mixed_options *o,
+                                const qd_run *run, qd_mixed_report *report, qd_err *err);
+void qd_mixed_report_clear(qd_mixed_report *r);
+
 /* --- recon.c, adaround.c: rounding that learns, block by block (qncd.md 6); gptq.c: closed-form error compensation --- */
 typedef struct qd_recon_options {
     enum { QD_RECON_BLOCK, QD_RECON_LAYER, QD_RECON_GPTQ } how;
     int iterations, batch;
-    double lr, lambda;
+    double lr; /* 0: 20 / iterations, as the paper's 20000 of 1e-3, at most 0.1 */
+    double lambda;
     double b_start, b_end; /* 20 to 2 */
     double warmup;         /* share of the iterations without regulariser, at b_start */
     double settled;        /* stop early when this share of h is within 0.05 of 0 or 1; 1 = never */
@@ -108,6 +121,17 @@ typedef struct qd_recon_options {
 /* Codes of all quantized layers of a layout whose weights are quantized (round to nearest) learned anew in place; scales stay. The
  * layout's graph is the float reference, smoothing folded. */
 qd_status qd_layout_reconstruct(qd_layout *l, const qd_calibration_set *set, const qd_recon_options *o,
+                                const qd_run *run, qd_recon_report *report, qd_err *err);
+
+/* --- steps.c: steps of activations learned block by block (qncd.md 6.5) --- */
+typedef struct qd_steps_options {
+    int iterations, batch;
+    double lr;    /* falls as a cosine to 0 */
+    double power; /* of the loss: 2.4 */
+} qd_steps_options;
+/* Scales of all quantizers whose maps are chosen learned anew in place, zeros stay; weights are those the codes mean. A block keeps its
+ * scales where learning does not make its output better over the set. QD_E_INVALID for ranges by groups of time steps. */
+qd_status qd_layout_learn_steps(qd_layout *l, const qd_calibration_set *set, const qd_steps_options *o,
                                 const qd_run *run, qd_recon_report *report, qd_err *err);
 
 /* --- noise_table.c: what the quantized network adds, step by step (qncd.md 8.4, 11.1) --- */

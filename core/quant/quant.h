@@ -157,6 +157,22 @@ typedef struct qd_smooth_report {
     int n;
 } qd_smooth_report;
 
+/* --- mixed.c: bits of weights layer by layer, by what each costs eps (mean square over a few items) when it alone has few bits --- */
+#define QD_MIXED_CHOICES 3 /* 4, 6 and 8 bits */
+typedef struct qd_mixed_row {
+    char name[QD_MAX_NAME + 8];
+    int bits;                      /* chosen */
+    double harm[QD_MIXED_CHOICES]; // of 4, 6 and 8 bits
+} qd_mixed_row;
+typedef struct qd_mixed_report {
+    qd_mixed_row *rows;
+    int n;
+    double signal;          /* mean square of eps itself */
+    double harm;            /* sum over the layers as chosen */
+    uint64_t budget_bytes;  /* of the whole result's constants */
+    uint64_t planned_bytes; /* what they take */
+} qd_mixed_report;
+
 /* --- noise_map.c: where and when the quantized network differs, layer by layer and step by step --- */
 typedef struct qd_noise_map {
     int n_layers, n_steps;
@@ -178,6 +194,7 @@ typedef struct qd_quant_report {
     double eps_sqnr_mean_db;   /* of the pooled signal and noise */
     qd_recon_report recon;     /* blocks whose rounding was learned */
     qd_smooth_report smooth;   /* balanced smoothing; empty without it */
+    qd_mixed_report mixed;     /* bits by layer; empty without a budget */
     qd_noise_map map;          /* denoisers; empty when it was not asked for */
     qd_correction *correction; /* goes with the graph; NULL when the method makes none. Owned by the report */
 } qd_quant_report;

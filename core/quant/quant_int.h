@@ -111,9 +111,10 @@ qd_status qd_layout_find_attention(qd_layout *l, const qd_shape *shapes, const b
 /* Codes and scales of all weights: symmetric for each output channel or group of the layout, half to even; packed where `bits` allow
  * (up to 4: I4, up to 6: I6). Weight-only layers get 8 bits over their whole range. */
 qd_status qd_layout_quantize_weights(qd_layout *l, int bits, bool search, const qd_run *run, qd_err *err);
-/* What the codes of a weight of that layer's shape would mean, as many floats; the layer keeps what it has. */
+/* What the codes of a weight of that layer's shape would mean, as many floats, and the bytes of codes and scales (either may be NULL);
+ * the layer keeps what it has. */
 qd_status qd_layout_try_weight(const qd_layout *l, const qd_quant_layer *layer, const qd_tensor *weight, int bits,
-                               bool search, const qd_run *run, float *meant, qd_err *err);
+                               bool search, const qd_run *run, float *meant, size_t *bytes, qd_err *err);
 
 /* --- rewrite.c --- */
 /* What the quantize node of a quantizer will be called. */

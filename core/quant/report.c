@@ -12,6 +12,7 @@ void qd_quant_report_clear(qd_quant_report *r)
     qd_free(r->eps_t);
     qd_free(r->eps_sqnr_db);
     qd_smooth_report_clear(&r->smooth);
+    qd_mixed_report_clear(&r->mixed);
     qd_noise_map_clear(&r->map);
     qd_recon_report_clear(&r->recon);
     qd_correction_free(r->correction);
@@ -201,6 +202,25 @@ static void add_smoothing(qd_buf *b, const qd_smooth_report *r)
     qd_buf_adds(b, "]");
 }
 
+/* Harms as the SQNR of eps: what a layer alone leaves of it. */
+static void add_mixed(qd_buf *b, const qd_mixed_report *r)
+{
+    static const char *const keys[QD_MIXED_CHOICES] = { "eps_sqnr_db_4", "eps_sqnr_db_6", "eps_sqnr_db_8" };
+    qd_buf_addf(b, ",\"mixed\":{\"budget_bytes\":%llu,\"planned_bytes\":%llu", (unsigned long long)r->budget_bytes,
+                (unsigned long long)r->planned_bytes);
+    add_number(b, "expected_eps_sqnr_db", 10 * log10(r->signal / r->harm));
+    qd_buf_adds(b, ",\"layers\":[");
+    for (int k = 0; k < r->n; k++) {
+        qd_buf_adds(b, k ? ",{\"name\":" : "{\"name\":");
+        qd_buf_add_json_string(b, r->rows[k].name);
+        add_number(b, "bits", r->rows[k].bits);
+        for (int c = 0; c < QD_MIXED_CHOICES; c++)
+            add_number(b, keys[c], 10 * log10(r->signal / r->rows[k].harm[c]));
+        qd_buf_adds(b, "}");
+    }
+    qd_buf_adds(b, "]}");
+}
+
 static void add_recon(qd_buf *b, const qd_recon_report *r)
 {
     qd_buf_adds(b, ",\"reconstruction\":[");
@@ -314,6 +334,8 @@ qd_status qd_quant_report_json(const qd_quant_report *r, qd_buf *b, qd_err *err)
         add_map(b, &r->map);
     if (r->smooth.n)
         add_smoothing(b, &r->smooth);
+    if (r->mixed.n)
+        add_mixed(b, &r->mixed);
     if (r->recon.n)
         add_recon(b, &r->recon);
     if (r->correction)

@@ -270,7 +270,7 @@ static qd_status quantize_weight(const balancing *b, trial *t, const float *fact
                 scaled[at] = w[at] * factor[channel_of(t, o, c)];
             }
     const qd_status st =
-        qd_layout_try_weight(b->l, t->layer, &t->scaled, bits, b->o->search_weights, b->run, meant, err);
+        qd_layout_try_weight(b->l, t->layer, &t->scaled, bits, b->o->search_weights, b->run, meant, NULL, err);
     for (int64_t o = 0; o < s->dim[0] && !st; o++)
         for (int64_t c = 0; c < s->dim[1]; c++)
             for (int64_t k = 0; k < taps; k++)

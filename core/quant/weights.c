@@ -162,17 +162,21 @@ qd_status qd_layout_quantize_weights(qd_layout *l, int bits, bool search, const 
 }
 
 qd_status qd_layout_try_weight(const qd_layout *l, const qd_quant_layer *layer, const qd_tensor *weight, int bits,
-                               bool search, const qd_run *run, float *meant, qd_err *err)
+                               bool search, const qd_run *run, float *meant, size_t *bytes, qd_err *err)
 {
     const qd_node *n = qd_graph_node(l->graph, layer->id);
+    size_t sum = 0;
     qd_status st = QD_OK;
     for (int p = 0; p < layer->n_parts && !st; p++) {
         qd_part part = layer->part[p];
         part.codes = part.wscale = (qd_tensor){ 0 };
         part.group_size = group_of(l, layer, &part);
         st = quantize_part(n, weight, &part, bits, search, meant, run, err);
+        sum += qd_tensor_bytes(&part.codes) + qd_tensor_bytes(&part.wscale);
         qd_tensor_clear(&part.codes);
         qd_tensor_clear(&part.wscale);
     }
+    if (bytes)
+        *bytes = sum;
     return st;
 }

@@ -185,7 +185,7 @@ static void the_error_is_real(void **state)
     qd_tensor meant = { 0 };
     const qd_tensor *w = &qd_graph_node(l->graph, n->input[1])->value;
     check_ok(qd_tensor_init(&meant, QD_F32, &w->shape, NULL, &err), &err);
-    check_ok(qd_layout_try_weight(l, layer, w, 4, false, NULL, qd_f32(&meant), &err), &err);
+    check_ok(qd_layout_try_weight(l, layer, w, 4, false, NULL, qd_f32(&meant), NULL, &err), &err);
 
     /* The layer in codes beside the layer in float, both within the network; the error is summed by the harness of plans. */
     qd_graph *g = NULL;
