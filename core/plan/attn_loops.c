@@ -1,4 +1,4 @@
-/* attn_loops.c - attention on codes, its inner loops; compiled for each instruction set with QD_SIMD set to its name. */
+/* attn_loops.c - attention, its inner loops; compiled for each instruction set with QD_SIMD set to its name. */
 #include <string.h>
 
 #include "plan/attn_simd.h"
@@ -11,6 +11,123 @@
 #define STRING(x) TEXT(x)
 
 #define PANEL_BYTES ((int64_t)4 * QD_PANEL) /* of one quad */
+
+/* --- products of floats --- */
+
+#if defined(__AVX512F__)
+#define FLOAT_ROWS 6
+#define FLOAT_PANELS 4
+#else
+#define FLOAT_ROWS 4
+#define FLOAT_PANELS 2
+#endif
+
+INLINE void float_tile(float *dst, size_t dst_stride, const float *a, size_t a_stride, const float *b, int64_t depth,
+                       float alpha, int rows, int panels)
+{
+    vec acc[FLOAT_ROWS][FLOAT_PANELS];
+    for (int r = 0; r < rows; r++)
+        for (int p = 0; p < panels; p++)
+            acc[r][p] = vec_all(0.0f);
+    for (int64_t k = 0; k < depth; k++) {
+        vec w[FLOAT_PANELS];
+        for (int p = 0; p < panels; p++)
+            w[p] = vec_load(b + (p * depth + k) * LANES);
+        for (int r = 0; r < rows; r++) {
+            const float one = a[(size_t)r * a_stride + (size_t)k];
+            const vec x = vec_all(one);
+            for (int p = 0; p < panels; p++)
+                acc[r][p] = vec_fma(x, w[p], acc[r][p]);
+        }
+    }
+    for (int r = 0; r < rows; r++)
+        for (int p = 0; p < panels; p++)
+            vec_store(dst + (size_t)r * dst_stride + p * LANES, acc[r][p] * vec_all(alpha));
+}
+
+INLINE void float_strip(float *dst, size_t dst_stride, const float *a, size_t a_stride, const float *b, int64_t rows,
+                        int64_t depth, float alpha, int panels)
+{
+    int64_t r = 0;
+    for (; r + FLOAT_ROWS <= rows; r += FLOAT_ROWS)
+        float_tile(dst + (size_t)r * dst_stride, dst_stride, a + (size_t)r * a_stride, a_stride, b, depth, alpha,
+                   FLOAT_ROWS, panels);
+    for (; r + 2 <= rows; r += 2)
+        float_tile(dst + (size_t)r * dst_stride, dst_stride, a + (size_t)r * a_stride, a_stride, b, depth, alpha, 2,
+                   panels);
+    if (r < rows)
+        float_tile(dst + (size_t)r * dst_stride, dst_stride, a + (size_t)r * a_stride, a_stride, b, depth, alpha, 1,
+                   panels);
+}
+
+static void products(float *dst, size_t dst_stride, const float *a, size_t a_stride, const float *b, int64_t rows,
+                     int64_t panels, int64_t depth, float alpha)
+{
+    int64_t p = 0;
+    for (; p + FLOAT_PANELS <= panels; p += FLOAT_PANELS)
+        float_strip(dst + p * LANES, dst_stride, a, a_stride, b + p * depth * LANES, rows, depth, alpha, FLOAT_PANELS);
+    switch (panels - p) {
+#if FLOAT_PANELS > 2
+    case 3:
+        float_strip(dst + p * LANES, dst_stride, a, a_stride, b + p * depth * LANES, rows, depth, alpha, 3);
+        break;
+    case 2:
+        float_strip(dst + p * LANES, dst_stride, a, a_stride, b + p * depth * LANES, rows, depth, alpha, 2);
+        break;
+#endif
+    case 1:
+        float_strip(dst + p * LANES, dst_stride, a, a_stride, b + p * depth * LANES, rows, depth, alpha, 1);
+        break;
+    }
+}
+
+static void pack_rows(float *b, const float *src, size_t stride, int64_t n, int64_t width)
+{
+    for (int64_t o = 0; o < n; o += LANES)
+        for (int64_t l = 0; l < LANES; l++) {
+            float *to = b + o * width + l;
+            const float *from = src + (size_t)(o + l) * stride;
+            for (int64_t k = 0; k < width; k++)
+                to[k * LANES] = o + l < n ? from[k] : 0.0f;
+        }
+}
+
+static void pack_columns(float *b, const float *src, size_t stride, int64_t n, int64_t width)
+{
+    for (int64_t c = 0; c < width; c += LANES)
+        for (int64_t k = 0; k < n; k++) {
+            const float *from = src + (size_t)k * stride + c;
+            vec_store(b + (c * n + k * LANES), c + LANES <= width ? vec_load(from) : vec_load_some(from, width - c));
+        }
+}
+
+static float exps(float *row, int64_t n)
+{
+    const int64_t whole = n - n % LANES;
+    float lane[LANES], top = row[0];
+    vec t = vec_all(top), sum = vec_all(0.0f);
+    for (int64_t k = 0; k < whole; k += LANES)
+        t = vec_max(t, vec_load(row + k));
+    vec_store(lane, t);
+    for (int k = 0; k < LANES; k++)
+        top = lane[k] > top ? lane[k] : top;
+    for (int64_t k = whole; k < n; k++)
+        top = row[k] > top ? row[k] : top;
+    t = vec_all(top);
+    for (int64_t k = 0; k < whole; k += LANES) {
+        const vec e = vec_exp(vec_load(row + k) - t);
+        vec_store(row + k, e);
+        sum = sum + e;
+    }
+    if (whole < n) {
+        float rest[LANES];
+        vec_store(rest, vec_exp(vec_load_some(row + whole, n - whole) - t));
+        memset(rest + (n - whole), 0, (size_t)(LANES - (n - whole)) * sizeof(float));
+        memcpy(row + whole, rest, (size_t)(n - whole) * sizeof(float));
+        sum = sum + vec_load(rest);
+    }
+    return vec_sum(sum);
+}
 
 /* --- sums of products --- */
 
@@ -271,6 +388,11 @@ static int64_t weights(uint8_t *low, uint8_t *high, int32_t *score, const int32_
 
 const qd_attn_simd NAME(qd_attn_simd_, QD_SIMD) = {
     .name = STRING(QD_SIMD),
+    .lanes = LANES,
+    .products = products,
+    .pack_rows = pack_rows,
+    .pack_columns = pack_columns,
+    .exps = exps,
     .dots = dots,
     .pack_keys = pack_keys,
     .pack_values = pack_values,
