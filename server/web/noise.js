@@ -171,7 +171,7 @@ export function noiseSections() {
   const draws = { map: drawMap, drift: drawDrift, round: drawRounding };
   function later(what) {
     dirty.add(what);
-    if (!timer && job) timer = setTimeout(() => { timer = null; const todo = dirty; dirty = new Set(); for (const k of todo) draws[k](); }, 250);
+    if (!timer && job) timer = setTimeout(() => { timer = null; const wanted = dirty; dirty = new Set(); for (const k of wanted) draws[k](); }, 250);
   }
 
   return {
