@@ -80,9 +80,10 @@ static bool is_seen(const qd_calibration_set *set, bool with)
 }
 
 /* How many samples of each step to take: all, or as many as there is room for. */
-static qd_status choose_items(qd_kept_values *k, const qd_calibration_set *set, qd_err *err)
+static qd_status choose_items(qd_kept_values *k, const qd_calibration_set *set, int64_t most, qd_err *err)
 {
     int at;
+    const int64_t wanted = most > 0 && most < set->samples ? most : set->samples;
     const int64_t groups = (int64_t)set->steps * (is_seen(set, true) + is_seen(set, false));
     const qd_budget *b = qd_run_budget(k->run);
     const int64_t peak = peak_of(k, &at);
@@ -96,7 +97,7 @@ static qd_status choose_items(qd_kept_values *k, const qd_calibration_set *set, 
             err, QD_E_LIMIT,
             "block '%s' needs %lld bytes for its inputs and targets of one sample at %d time steps; %.0f may be kept",
             k->blocks->block[at].name, (long long)peak * set->steps, set->steps, room);
-    k->per_step = fits < (double)set->samples ? (int64_t)fits : set->samples;
+    k->per_step = fits < (double)wanted ? (int64_t)fits : wanted;
     k->items = k->per_step * groups;
     k->batch = k->items < BATCH ? k->items : BATCH;
     return QD_OK;
@@ -182,7 +183,7 @@ static qd_status fill_inputs(qd_kept_values *k, const qd_calibration_set *set, q
 }
 
 qd_status qd_kept_init(qd_kept_values *k, const qd_layout *l, const qd_blocks *b, const qd_calibration_set *set,
-                       const qd_run *run, qd_err *err)
+                       int64_t most, const qd_run *run, qd_err *err)
 {
     const size_t n = (size_t)qd_graph_size(l->graph) + 1;
     *k = (qd_kept_values){ .layout = l, .blocks = b, .run = run };
@@ -197,7 +198,7 @@ qd_status qd_kept_init(qd_kept_values *k, const qd_layout *l, const qd_blocks *b
     }
     st = qd_layout_shapes(l->graph, k->one, err);
     if (!st)
-        st = choose_items(k, set, err);
+        st = choose_items(k, set, most, err);
     if (!st)
         st = qd_kept_shapes(l->graph, k->batch, k->shapes, err);
     if (!st)

@@ -15,6 +15,9 @@ void qd_recon_report_clear(qd_recon_report *r)
     *r = (qd_recon_report){ 0 };
 }
 
+#define REACH 20.0 /* lr times iterations of the paper's profile: what v can travel in all */
+#define MOST_LR 0.1
+
 static qd_status check_options(const qd_layout *l, const qd_calibration_set *set, const qd_recon_options *o,
                                qd_err *err)
 {
@@ -222,7 +225,7 @@ static qd_status prepare(recon *r, qd_err *err)
 {
     qd_status st = qd_blocks_find(r->l, r->o->how != QD_RECON_BLOCK, &r->blocks, err);
     if (!st)
-        st = qd_kept_init(&r->kept, r->l, &r->blocks, r->set, r->run, err);
+        st = qd_kept_init(&r->kept, r->l, &r->blocks, r->set, 0, r->run, err);
     if (st)
         return st;
     if (r->kept.per_step < r->set->samples)
@@ -244,6 +247,8 @@ qd_status qd_layout_reconstruct(qd_layout *l, const qd_calibration_set *set, con
     qd_recon_options options = *o;
     if (options.how == QD_RECON_GPTQ)
         options.iterations = 1; /* a step of progress for each layer */
+    if (options.lr == 0.0)
+        options.lr = fmin(REACH / options.iterations, MOST_LR);
     recon r = { .l = l, .set = set, .o = &options, .run = run };
     qd_status st = check_options(l, set, &options, err);
     if (st)

@@ -86,10 +86,10 @@ typedef struct qd_kept_values {
 
 typedef enum qd_net { QD_NET_FLOAT, QD_NET_CODES } qd_net;
 
-/* As many samples of each step as `share` of what the budget has left holds, with all that has to be kept at a time; QD_E_LIMIT with the
+/* As many samples of each step, up to `most` (0 = all), as `share` of what the budget has left holds, with all that has to be kept at a time; QD_E_LIMIT with the
  * room one sample takes when not even that fits. */
 qd_status qd_kept_init(qd_kept_values *k, const qd_layout *l, const qd_blocks *b, const qd_calibration_set *set,
-                       const qd_run *run, qd_err *err);
+                       int64_t most, const qd_run *run, qd_err *err);
 void qd_kept_clear(qd_kept_values *k);
 /* Values of one network over all items, from what is kept of it; out[k] is new, [items * one]. */
 qd_status qd_kept_compute(qd_kept_values *k, qd_net net, const qd_node_id *wanted, int n, qd_tensor *out, qd_err *err);

@@ -495,7 +495,7 @@ static void samples_by_budget(void **state)
     for (size_t limit = 10 << 10; limit < 2 << 20; limit += 10 << 10) {
         qd_budget_init(&budget, limit);
         const qd_run run = { .budget = &budget };
-        const qd_status st = qd_kept_init(&k, u.l, &b, &u.set, &run, &err);
+        const qd_status st = qd_kept_init(&k, u.l, &b, &u.set, 0, &run, &err);
         if (st) {
             assert_int_equal(seen[1], 0); /* the least limits alone fail */
             assert_true(budget.used_bytes == 0);
@@ -587,7 +587,7 @@ static void refused_options(void **state)
     o.iterations = 0;
     check_fails(qd_layout_reconstruct(u.l, &u.set, &o, NULL, &r, &err), QD_E_INVALID, "at least one iteration", &err);
     o = quick;
-    o.lr = 0;
+    o.lr = -1;
     check_fails(qd_layout_reconstruct(u.l, &u.set, &o, NULL, &r, &err), QD_E_INVALID, "lr must be", &err);
     o = quick;
     o.b_end = 30;
