@@ -68,7 +68,7 @@ static void read_rounding(const qd_params *p, ptq *o)
                                    .batch = (int)(batch  ? batch
                                                   : full ? 32
                                                          : 8),
-                                   .lr = 1e-3,
+                                   .lr = 0, /* by the iterations: 1e-3 for the full profile */
                                    .lambda = 0.01,
                                    .b_start = 20,
                                    .b_end = 2,
