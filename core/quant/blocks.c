@@ -167,7 +167,8 @@ static void try_residual(finder *f, qd_node_id id)
 {
     const qd_node *n = qd_graph_node(f->g, id);
     if (n->op != &qd_op_add || !f->on_sample[n->input[0]] || !f->on_sample[n->input[1]] ||
-        !qd_shape_equal(&f->shapes[n->input[0]], &f->shapes[n->input[1]]) || f->parent[id] < 0)
+        !qd_shape_equal(&f->shapes[n->input[0]], &f->shapes[n->input[1]]) || f->parent[id] < 0 ||
+        qd_low_rank_is_sum(f->g, id))
         return;
     region r = { .entry = f->parent[id], .out = with_scale(f, id), .tokens = f->shapes[id].rank == 3 };
     bool fits = true;

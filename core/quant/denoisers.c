@@ -14,6 +14,7 @@ static const char *const softmax_choices[] = { "8", "16", NULL };
 static const char *const rounding_choices[] = { "auto", "nearest", "gptq", "layer", "block", NULL };
 static const char *const profile_choices[] = { "cpu", "full", NULL };
 static const char *const gamma_choices[] = { "include", "exclude", NULL };
+static const char *const rank_choices[] = { "0", "8", "16", "32", "64", NULL };
 static const char *const smoothing_choices[] = { "embedding", "balanced", NULL };
 static const char *const offset_choices[] = { "start", "paper", NULL };
 static const char *const grain_choices[] = { "scalar", "channel", NULL };
@@ -95,6 +96,9 @@ static const char *const grain_choices[] = { "scalar", "channel", NULL };
       .summary = "The largest correction of eps a probe may make." },
 
 #define PLUS_ROWS \
+    { .name = "low_rank", .type = QD_PARAM_INT, .fallback = "0", .choices = rank_choices, \
+      .summary = "Give every layer with weights of 4 bits a branch of so many channels in float that carries the largest part of its weights " \
+                 "(SVDQuant): closer to the float network, but slower and larger, and no saving in narrow networks; 0: none." }, \
     { .name = "size_budget", .type = QD_PARAM_NUMBER, .fallback = "0", .min = 0, .max = 1, \
       .summary = "What the result may take of the float network's bytes, 0.2 being a fifth: bits of weights are then chosen layer by layer, " \
                  "few where they harm the least, and weight_bits does not count; 0: weight_bits everywhere." }, \

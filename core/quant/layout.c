@@ -3,13 +3,14 @@
 
 #include "base/mem.h"
 #include "graph/op.h"
-#include "quant/quant_int.h"
+#include "quant/qncd_int.h"
 
 static const char note_time[] = "depends on the time step only: computed in float";
 static const char note_skipped[] = "left in float on request";
 static const char note_time_w8[] = "depends on the time step only: weights in 8 bits, computed in float";
 static const char note_edge_w8[] = "reads or makes the image itself: weights in 8 bits, computed in float";
 static const char note_edge[] = "reads or makes the image itself: left in float";
+static const char note_branch[] = "low-rank branch of a layer: weights in 8 bits, computed in float";
 static const char note_tokens[] = "part of a transformer, which is left in float";
 static const char note_weight[] = "its weight is not a constant f32 tensor";
 static const char note_products[] = "more products in one sum than int32 holds for certain";
@@ -126,6 +127,10 @@ static const char *float_note(const qd_graph *g, qd_node_id id, const bool *on_s
     }
     if (!known)
         return note_weight;
+    if (qd_low_rank_is_branch(n)) {
+        *weight_only = true;
+        return note_branch;
+    }
     const int64_t rows = w->shape.dim[0];
     if (rows > 0 && qd_tensor_count(&w->value) / rows > QD_K_MAX_PRODUCTS)
         return note_products;

@@ -119,7 +119,7 @@ static qd_status look(void *ctx, const qd_predictor *p, int step, int t, int64_t
     return st ? st : w->failed;
 }
 
-/* Layers of the report that both networks know by name; halves of a split one are their sum. */
+/* Layers of the report that both networks know by name; halves of a split one are their sum, and so is one with a branch. */
 static int find_layers(mapping *w, const qd_quant_report *r)
 {
     int n = 0;
@@ -129,6 +129,9 @@ static int find_layers(mapping *w, const qd_quant_report *r)
         char *split = strstr(name, ".split");
         if (split && split[7] == '\0')
             *split = '\0';
+        char *rest = strstr(name, qd_low_rank_rest);
+        if (rest && rest[strlen(qd_low_rank_rest)] == '\0')
+            *rest = '\0';
         const qd_node_id a = qd_graph_find(w->j->graph, name), b = qd_graph_find(w->quantized, name);
         if (a < 0 || b < 0 || w->row_float[a] >= 0)
             continue;

@@ -16,6 +16,7 @@ typedef struct ptq {
     bool reconstruct, reconstruct_few; /* learned rounding: always; where a layer has 4 bits */
     double size_budget;                /* share of the float network's bytes; 0 = the same bits everywhere */
     qd_mixed_options mixed;
+    qd_low_rank_options low_rank; /* rank 0 = no branches */
     qd_recon_options recon;
     qd_noise_options noise;
     int groups;      /* of time steps with ranges of their own; 1 = none */
@@ -90,6 +91,20 @@ static void read_budget(const qd_params *p, const qd_graph *g, ptq *o)
         o->reconstruct = false;
 }
 
+static qd_status read_low_rank(const qd_params *p, ptq *o, qd_err *err)
+{
+    if (!has(p, "low_rank") || qd_params_int(p, "low_rank") == 0)
+        return QD_OK;
+    if (o->weight_bits > 4 || o->size_budget > 0)
+        return qd_fail(
+            err, QD_E_INVALID,
+            "params.low_rank is for weight_bits 4 without size_budget: layers of more bits have no use for it");
+    o->low_rank = (qd_low_rank_options){ .rank = (int)qd_params_int(p, "low_rank"),
+                                         .weight_bits = o->weight_bits,
+                                         .search_weights = o->search_weights };
+    return QD_OK;
+}
+
 static void read_noise(const qd_params *p, ptq *o)
 {
     if (o->stages.correction == QD_CORRECT_NONE || !has(p, "reference_samples"))
@@ -156,7 +171,7 @@ static qd_status read_task(const qd_quant_task *task, const qd_run *run, ptq *o,
     read_budget(p, task->graph, o);
     o->groups = has(p, "activation_groups") ? (int)qd_params_int(p, "activation_groups") : 1;
     o->time_table = has(p, "time_table") && qd_params_bool(p, "time_table");
-    return QD_OK;
+    return read_low_rank(p, o, err);
 }
 
 static qd_status measure(const ptq *o, const qd_graph *quantized, const qd_run *run, qd_quant_report *report,
@@ -247,6 +262,22 @@ static qd_status prepare(const ptq *o, const qd_calibration_set *set, const qd_r
     return st;
 }
 
+/* Branches beside layers of few bits: *graph becomes the network with them. */
+static qd_status branch(const ptq *o, qd_graph **graph, const qd_run *run, qd_low_rank_report *told, qd_err *err)
+{
+    qd_layout *l = NULL;
+    qd_graph *branched = NULL;
+    qd_status st = qd_layout_new(*graph ? *graph : o->trajectories.graph, &o->layout, &l, err);
+    if (!st)
+        st = qd_low_rank_branch(l, &o->low_rank, run, &branched, told, err);
+    qd_layout_free(l);
+    if (!st) {
+        qd_graph_free(*graph);
+        *graph = branched;
+    }
+    return st;
+}
+
 static bool has_few_bits(const qd_layout *l)
 {
     for (int k = 0; k < l->n_layers; k++)
@@ -299,6 +330,8 @@ qd_status qd_ptq_run(const qd_ptq_stages *stages, const qd_quant_task *task, con
     if (st)
         goto out;
     if ((o.stages.smooth || o.time_table) && (st = prepare(&o, &set, run, &prepared, &told, err)))
+        goto out;
+    if (o.low_rank.rank && (st = branch(&o, &prepared, run, &told.low_rank, err)))
         goto out;
     const qd_graph *reference = prepared ? prepared : task->graph;
     st = qd_layout_new(reference, &o.layout, &layout, err);

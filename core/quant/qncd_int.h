@@ -104,6 +104,25 @@ qd_status qd_layout_choose_bits(qd_layout *l, const qd_calibration_set *set, con
                                 const qd_run *run, qd_mixed_report *report, qd_err *err);
 void qd_mixed_report_clear(qd_mixed_report *r);
 
+/* --- svd.c --- */
+/* The `rank` largest singular values s [rank], falling, of a [m, n], with u [m, rank] and v [rank, n]: a ~ u diag(s) v. */
+qd_status qd_svd_top(const float *a, int64_t m, int64_t n, int rank, const qd_run *run, float *u, float *s, float *v,
+                     qd_err *err);
+
+/* --- low_rank.c: W = L1 L2 + R, only R in few bits (SVDQuant, qncd.md 11.2) --- */
+typedef struct qd_low_rank_options {
+    int rank, weight_bits;
+    bool search_weights;
+} qd_low_rank_options;
+extern const char qd_low_rank_rest[]; /* what the name of a layer that kept R ends with */
+/* The same function with a branch beside every quantized layer of 4 bits or fewer that is wide enough. New constants draw from run's
+ * budget. QD_E_INVALID when no layer is. */
+qd_status qd_low_rank_branch(const qd_layout *l, const qd_low_rank_options *o, const qd_run *run, qd_graph **out,
+                             qd_low_rank_report *report, qd_err *err);
+void qd_low_rank_report_clear(qd_low_rank_report *r);
+bool qd_low_rank_is_branch(const qd_node *n);              /* L1 or L2? */
+bool qd_low_rank_is_sum(const qd_graph *g, qd_node_id id); /* of R's layer and its branch? */
+
 /* --- recon.c, adaround.c: rounding that learns, block by block (qncd.md 6); gptq.c: closed-form error compensation --- */
 typedef struct qd_recon_options {
     enum { QD_RECON_BLOCK, QD_RECON_LAYER, QD_RECON_GPTQ } how;

@@ -173,6 +173,19 @@ typedef struct qd_mixed_report {
     uint64_t planned_bytes; /* what they take */
 } qd_mixed_report;
 
+/* --- low_rank.c: branches beside layers of few bits --- */
+typedef struct qd_low_rank_row {
+    char name[QD_MAX_NAME + 8];
+    double weight_sqnr_db_without, weight_sqnr_db; /* of the layer's weight in codes, alone and with its branch */
+} qd_low_rank_row;
+typedef struct qd_low_rank_report {
+    int rank;
+    qd_low_rank_row *rows;
+    int n;
+    uint64_t bytes;           /* of all branches */
+    int64_t macs, layer_macs; /* multiply-adds of one image: of the branches, in float; of the network without them */
+} qd_low_rank_report;
+
 /* --- noise_map.c: where and when the quantized network differs, layer by layer and step by step --- */
 typedef struct qd_noise_map {
     int n_layers, n_steps;
@@ -191,12 +204,13 @@ typedef struct qd_quant_report {
     int n_eps;
     int *eps_t;
     double *eps_sqnr_db;
-    double eps_sqnr_mean_db;   /* of the pooled signal and noise */
-    qd_recon_report recon;     /* blocks whose rounding was learned */
-    qd_smooth_report smooth;   /* balanced smoothing; empty without it */
-    qd_mixed_report mixed;     /* bits by layer; empty without a budget */
-    qd_noise_map map;          /* denoisers; empty when it was not asked for */
-    qd_correction *correction; /* goes with the graph; NULL when the method makes none. Owned by the report */
+    double eps_sqnr_mean_db;     /* of the pooled signal and noise */
+    qd_recon_report recon;       /* blocks whose rounding was learned */
+    qd_smooth_report smooth;     /* balanced smoothing; empty without it */
+    qd_mixed_report mixed;       /* bits by layer; empty without a budget */
+    qd_low_rank_report low_rank; /* branches; empty without */
+    qd_noise_map map;            /* denoisers; empty when it was not asked for */
+    qd_correction *correction;   /* goes with the graph; NULL when the method makes none. Owned by the report */
 } qd_quant_report;
 void qd_quant_report_clear(qd_quant_report *r);
 /* The report as one JSON object. */

@@ -13,6 +13,7 @@ void qd_quant_report_clear(qd_quant_report *r)
     qd_free(r->eps_sqnr_db);
     qd_smooth_report_clear(&r->smooth);
     qd_mixed_report_clear(&r->mixed);
+    qd_low_rank_report_clear(&r->low_rank);
     qd_noise_map_clear(&r->map);
     qd_recon_report_clear(&r->recon);
     qd_correction_free(r->correction);
@@ -221,6 +222,22 @@ static void add_mixed(qd_buf *b, const qd_mixed_report *r)
     qd_buf_adds(b, "]}");
 }
 
+static void add_low_rank(qd_buf *b, const qd_low_rank_report *r)
+{
+    qd_buf_addf(b, ",\"low_rank\":{\"rank\":%d,\"bytes\":%llu", r->rank, (unsigned long long)r->bytes);
+    add_number(b, "macs", (double)r->macs);
+    add_number(b, "macs_without", (double)r->layer_macs);
+    qd_buf_adds(b, ",\"layers\":[");
+    for (int k = 0; k < r->n; k++) {
+        qd_buf_adds(b, k ? ",{\"name\":" : "{\"name\":");
+        qd_buf_add_json_string(b, r->rows[k].name);
+        add_number(b, "weight_sqnr_db_without", r->rows[k].weight_sqnr_db_without);
+        add_number(b, "weight_sqnr_db", r->rows[k].weight_sqnr_db);
+        qd_buf_adds(b, "}");
+    }
+    qd_buf_adds(b, "]}");
+}
+
 static void add_recon(qd_buf *b, const qd_recon_report *r)
 {
     qd_buf_adds(b, ",\"reconstruction\":[");
@@ -336,6 +353,8 @@ qd_status qd_quant_report_json(const qd_quant_report *r, qd_buf *b, qd_err *err)
         add_smoothing(b, &r->smooth);
     if (r->mixed.n)
         add_mixed(b, &r->mixed);
+    if (r->low_rank.n)
+        add_low_rank(b, &r->low_rank);
     if (r->recon.n)
         add_recon(b, &r->recon);
     if (r->correction)
