@@ -329,22 +329,23 @@ static qd_status check_room(const mixing *m, uint64_t *room, qd_err *err)
     return QD_OK;
 }
 
-static qd_status tell(const mixing *m, qd_mixed_report *r, qd_err *err)
+static qd_status tell(const mixing *m, qd_mixed_report *out, qd_err *err)
 {
-    *r = (qd_mixed_report){ .signal = m->signal, .budget_bytes = m->o->budget_bytes, .planned_bytes = m->fixed_bytes };
-    r->rows = qd_calloc((size_t)m->n, sizeof *r->rows);
-    if (!r->rows)
+    qd_mixed_report r = { .signal = m->signal, .budget_bytes = m->o->budget_bytes, .planned_bytes = m->fixed_bytes };
+    r.rows = qd_calloc((size_t)m->n, sizeof *r.rows);
+    if (!r.rows)
         return qd_fail(err, QD_E_NOMEM, "no memory for a report of %d layers", m->n);
     for (int k = 0; k < m->n; k++) {
         const entry *e = &m->entries[k];
-        qd_mixed_row *row = &r->rows[r->n++];
+        qd_mixed_row *row = &r.rows[r.n++];
         snprintf(row->name, sizeof row->name, "%s", qd_graph_node(m->l->graph, m->l->layers[e->layer].id)->name);
         row->bits = choices[e->chosen];
         for (int c = 0; c < QD_MIXED_CHOICES; c++)
             row->harm[c] = c >= m->from && c <= m->to ? e->harm[c] : (double)NAN;
-        r->harm += e->harm[e->chosen];
-        r->planned_bytes += e->bytes[e->chosen];
+        r.harm += e->harm[e->chosen];
+        r.planned_bytes += e->bytes[e->chosen];
     }
+    *out = r;
     return QD_OK;
 }
 

@@ -230,12 +230,53 @@ static void closer(void **state)
     qd_graph_free(g[1]);
 }
 
+static qd_status each_alloc(void *ctx, qd_err *err)
+{
+    const qd_layout_options lo = { .skip = "", .softmax_bits = 16 };
+    const qd_low_rank_options o = { .rank = 4, .weight_bits = 4 };
+    qd_layout *l = NULL;
+    qd_graph *out = NULL;
+    qd_low_rank_report r = { 0 };
+    qd_status st = qd_layout_new(ctx, &lo, &l, err);
+    if (!st)
+        st = qd_low_rank_branch(l, &o, NULL, &out, &r, err);
+    qd_low_rank_report_clear(&r);
+    qd_graph_free(out);
+    qd_layout_free(l);
+    return st;
+}
+
+/* A linear layer and a convolution in a row, every allocation failing once. */
+static void failing_allocations(void **state)
+{
+    enum { C = 8, SIDE = 3 };
+    qd_err err = { 0 };
+    qd_graph *g = NULL;
+    check_ok(qd_graph_new(&g, &err), &err);
+    const qd_shape image = QD_SHAPE(-1, C, SIDE, C), shapes[2] = { QD_SHAPE(C, C), QD_SHAPE(C, C, 1, 1) };
+    qd_node_id w[2], h = qd_graph_input(g, "sample", QD_F32, &image);
+    for (int k = 0; k < 2; k++) {
+        qd_tensor t = { 0 };
+        check_ok(qd_tensor_init(&t, QD_F32, &shapes[k], NULL, &err), &err);
+        harness_normal(qd_f32(&t), C * C, 3 + (uint64_t)k, 0.3f);
+        w[k] = qd_graph_const(g, k ? "conv.weight" : "fc.weight", &t);
+        qd_tensor_clear(&t);
+    }
+    h = qd_graph_add(g, &qd_op_linear, "fc", QD_IN(h, w[0]), QD_NO_ATTRS);
+    h = qd_graph_add(g, &qd_op_silu, "act", QD_IN(h), QD_NO_ATTRS);
+    qd_graph_output(g, "eps", qd_graph_add(g, &qd_op_conv2d, "conv", QD_IN(h, w[1]), QD_NO_ATTRS));
+    check_ok(qd_graph_verify(g, &err), &err);
+    harness_run_each_alloc(each_alloc, g, 20000);
+    qd_graph_free(g);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(as_torch),
         cmocka_unit_test(the_same_network),
         cmocka_unit_test(closer),
+        cmocka_unit_test(failing_allocations),
     };
     return cmocka_run_group_tests(tests, open_shipped, close_shipped);
 }

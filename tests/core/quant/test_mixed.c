@@ -110,6 +110,26 @@ static void within_the_budget(void **state)
         qd_graph_free(g[k]);
 }
 
+typedef struct tiny {
+    const qd_graph *graph;
+    const qd_calibration_set *set;
+} tiny;
+
+static qd_status each_alloc(void *ctx, qd_err *err)
+{
+    const tiny *t = ctx;
+    const qd_layout_options lo = { .skip = "", .softmax_bits = 16 };
+    const qd_mixed_options o = { .budget_bytes = 1100, .min_bits = 4, .max_bits = 8 };
+    qd_layout *l = NULL;
+    qd_mixed_report r = { 0 };
+    qd_status st = qd_layout_new(t->graph, &lo, &l, err);
+    if (!st)
+        st = qd_layout_choose_bits(l, t->set, &o, NULL, &r, err);
+    qd_mixed_report_clear(&r);
+    qd_layout_free(l);
+    return st;
+}
+
 /* A network of three layers in a row, every choice of bits tried: none within the budget has a smaller sum of harms. */
 static void the_best_there_is(void **state)
 {
@@ -204,6 +224,8 @@ static void the_best_there_is(void **state)
     o.min_bits = 8;
     check_fails(qd_layout_choose_bits(l, &set, &o, NULL, &one, &err), QD_E_INVALID, "more than params.max_bits", &err);
     qd_layout_free(l);
+    tiny t = { .graph = g, .set = &set };
+    harness_run_each_alloc(each_alloc, &t, 20000);
     qd_tensor_clear(&set.x);
     qd_graph_free(g);
 }
