@@ -260,15 +260,15 @@ qd_status qd_smoothing_of_embeddings(const qd_graph *g, const int *t, int n_t, c
     m.n_blocks = n;
     sum = qd_calloc((size_t)n, sizeof *sum);
     s.layers = qd_calloc((size_t)n, sizeof *s.layers);
-    for (int k = 0; sum && s.layers && k < n; k++) {
+    bool made = sum && s.layers;
+    for (int k = 0; made && k < n; k++) {
         s.layers[k] = (qd_smooth_layer){ .layer = b[k].conv2, .channels = b[k].channels };
         s.layers[k].factor = qd_calloc((size_t)b[k].channels, sizeof(float));
         sum[k] = qd_calloc((size_t)b[k].channels, sizeof(double));
-        if (!s.layers[k].factor || !sum[k])
-            break;
         s.n = k + 1;
+        made = s.layers[k].factor && sum[k];
     }
-    if (s.n < n) {
+    if (!made) {
         st = qd_fail(err, QD_E_NOMEM, "no memory for the factors of %d blocks", n);
         goto out;
     }
