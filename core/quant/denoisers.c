@@ -109,8 +109,8 @@ static const char *const grain_choices[] = { "scalar", "channel", NULL };
     { .name = "smoothing", .type = QD_PARAM_CHOICE, .fallback = "balanced", .choices = smoothing_choices, \
       .summary = "Smoothing factors: from the time embedding, for the second convolution of each block (embedding), or for every layer " \
                  "behind a norm those with the least error out of thirteen that are tried (balanced)." }, \
-    { .name = "activation_groups", .type = QD_PARAM_INT, .fallback = "10", .min = 1, .max = 100, \
-      .summary = "Groups of neighbouring time steps that have activation ranges of their own; 1: one range for all." }, \
+    { .name = "activation_groups", .type = QD_PARAM_INT, .fallback = "25", .min = 1, .max = 100, \
+      .summary = "Groups of neighbouring time steps that have activation ranges of their own; 1: one range for all. At least so many steps calibrate." }, \
     { .name = "time_table", .type = QD_PARAM_BOOL, .fallback = "true", \
       .summary = "Keep what depends on the time step alone as a table of the float network's values instead of layers." },
 

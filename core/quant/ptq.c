@@ -170,6 +170,8 @@ static qd_status read_task(const qd_quant_task *task, const qd_run *run, ptq *o,
     read_noise(p, o);
     read_budget(p, task->graph, o);
     o->groups = has(p, "activation_groups") ? (int)qd_params_int(p, "activation_groups") : 1;
+    if (o->calibration_steps < o->groups) /* every group has a step of its own */
+        o->calibration_steps = o->groups;
     o->time_table = has(p, "time_table") && qd_params_bool(p, "time_table");
     return read_low_rank(p, o, err);
 }

@@ -3,7 +3,7 @@ import { get, remove, upload } from './api.js';
 import { ago, bytes, count, h, replace, toast } from './dom.js';
 
 const WORDS = {
-  models: ['Drop a model here, or ', 'A tar or zip of a diffusers folder, an ONNX file, or a quantd bundle (.safetensors)'],
+  models: ['Drop a model here, or ', 'A tar or zip of a diffusers folder, an ONNX file, a PyTorch checkpoint (.pt, .pth, .ckpt), or a quantd bundle (.safetensors)'],
   datasets: ['Drop a dataset here, or ', 'CIFAR binary records, a tar or zip with IDX files or with a folder of pictures for each class, or safetensors'],
 };
 
