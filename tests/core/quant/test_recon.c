@@ -648,7 +648,7 @@ static double shipped_sqnr(const shipped *x, const qd_recon_options *o)
     const qd_run run = { .seed = 7, .threads = 2 };
     const qd_layout_options lo = { .skip = "", .split_shortcut = true, .float_edges = true, .w8_time = true };
     const qd_range_rule rule = { .how = QD_RANGE_MSE, .bits = 8 };
-    const qd_sample_options so = { .steps = 10, .clip = -1, .seed = 7, .first_sample = 1000 };
+    const qd_sample_options so = { .steps = 8, .clip = -1, .seed = 7, .first_sample = 1000 };
     check_ok(qd_layout_new(x->g, &lo, &l, &err), &err);
     check_ok(qd_layout_quantize_weights(l, 4, true, &run, &err), &err);
     if (o) {
@@ -659,7 +659,7 @@ static double shipped_sqnr(const shipped *x, const qd_recon_options *o)
     check_ok(qd_layout_observe(l, &x->set, &run, &err), &err);
     check_ok(qd_layout_choose_maps(l, &rule, &run, &err), &err);
     check_ok(qd_layout_apply(l, &q, &err), &err);
-    check_ok(qd_quant_measure_eps(x->g, q, x->s, &so, 4, 1, &run, &report, &err), &err);
+    check_ok(qd_quant_measure_eps(x->g, q, x->s, &so, 2, 1, &run, &report, &err), &err);
     const double db = report.eps_sqnr_mean_db;
     qd_recon_report_clear(&r);
     qd_quant_report_clear(&report);
@@ -681,14 +681,16 @@ static void the_model_that_ships(void **state)
     const qd_trajectories j = { .graph = x.g,
                                 .schedule = x.s,
                                 .sampler = qd_sampler_find("ddim"),
-                                .options = { .steps = 16, .clip = -1, .seed = 7 },
+                                .options = { .steps = 8, .clip = -1, .seed = 7 },
                                 .samples = 8,
                                 .phase = "trajectories" };
-    check_ok(qd_calibration_set_make(&j, 8, &run, &x.set, &err), &err);
+    check_ok(qd_calibration_set_make(&j, 4, &run, &x.set, &err), &err);
     qd_recon_options o = quick, gptq = { .how = QD_RECON_GPTQ };
     o.batch = 8;
+    o.iterations = 15;
+    o.lr = 0.06;
     const double nearest = shipped_sqnr(&x, NULL), block = shipped_sqnr(&x, &o), closed = shipped_sqnr(&x, &gptq);
-    print_message("eps SQNR at W4A8: %.2f dB to nearest, %.2f learned in 30 steps a block, %.2f by gptq\n", nearest,
+    print_message("eps SQNR at W4A8: %.2f dB to nearest, %.2f learned in 15 steps a block, %.2f by gptq\n", nearest,
                   block, closed);
     assert_true(block > nearest + 1.0 && closed > nearest + 1.0);
     qd_calibration_set_clear(&x.set);
