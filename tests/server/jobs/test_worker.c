@@ -137,7 +137,7 @@ static void quantize_then_sample(void **state)
     assert_non_null(model);
     check_gap_free(&p, id);
     check_samples(&p, id, "pair", 2);
-    assert_int_equal(count_events(&p, id, "artifact"), 3);
+    assert_int_equal(count_events(&p, id, "artifact"), 4);
     assert_true(count_events(&p, id, "layer") > 10 && count_events(&p, id, "metric") >= 6);
     assert_true(is_empty(&p, "tmp"));
 
@@ -270,7 +270,7 @@ static void what_is_not_good_enough_fails(void **state)
     assert_true(json_is_number(json_object_get(json_object_get(e, "figures"), "eps_sqnr_db")));
     json_decref(e);
     /* The report is there, the model is not. */
-    assert_int_equal(count_events(&p, id, "artifact"), 2);
+    assert_int_equal(count_events(&p, id, "artifact"), 3);
     const sv_list_query q = { .limit = 10 };
     check_ok(sv_models_list(p.store, &q, &models, &n, &more, &err), &err);
     assert_int_equal(n, 1);
