@@ -131,12 +131,14 @@ static float exps(float *row, int64_t n)
 
 /* --- sums of products --- */
 
+#if defined(__AVX512VNNI__) || defined(__AVX2__)
 INLINE int32_t quad_of(const uint8_t *a)
 {
     int32_t x;
     memcpy(&x, a, sizeof(x));
     return x;
 }
+#endif
 
 #if defined(__AVX512VNNI__)
 
