@@ -364,7 +364,6 @@ static int64_t weights(uint8_t *low, uint8_t *high, int32_t *score, const int32_
 {
     const vec f = vec_all(factor), most = vec_all(high ? 65535.0f : 255.0f), round = vec_all(VEC_ROUND);
     int32_t top = score[0] + bias[0];
-#pragma omp simd reduction(max : top)
     for (int64_t k = 0; k < n; k++) {
         score[k] += bias[k];
         top = score[k] > top ? score[k] : top;
