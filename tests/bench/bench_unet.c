@@ -5,7 +5,8 @@
  *
  * W4A8 keeps its weights in 4 bits in the plan; int4_grouped has a scale for every 64 input channels. time layers stay in float.
  *
- *   bench_unet [--rounds n] [--model cifar10|fmnist] [--batch n] [--threads n] [--profile] */
+ *   bench_unet [--rounds n] [--model cifar10|fmnist] [--batch n] [--threads n] [--profile]
+ *   bench_unet --write-qdq FILE.onnx     the cifar10 network in W8A8 as ONNX, for other runtimes */
 #include <math.h>
 #include <omp.h>
 #include <oneapi/dnnl/dnnl.h>
@@ -20,6 +21,7 @@
 #include "base/rng.h"
 #include "graph/op.h"
 #include "harness/harness.h"
+#include "model/export.h"
 #include "model/model.h"
 #include "nn/nn.h"
 #include "plan/plan.h"
@@ -400,6 +402,22 @@ static qd_graph *load(const char *name)
     return g;
 }
 
+static void write_qdq(const char *path)
+{
+    qd_err err = { 0 };
+    qd_graph *g = load("cifar10");
+    const qd_shape inputs[2] = { QD_SHAPE(1, 3, 32, 32), QD_SHAPE(1) };
+    qd_shape *shapes = qd_calloc((size_t)qd_graph_size(g), sizeof(*shapes));
+    if (!shapes || qd_graph_shapes(g, inputs, 2, shapes, &err))
+        die("shapes", &err);
+    qd_graph *codes = to_codes(g, shapes, 8, 0);
+    if (qd_onnx_save(path, codes, "cifar10", 13, NULL, &err))
+        die(path, &err);
+    qd_free(shapes);
+    qd_graph_free(codes);
+    qd_graph_free(g);
+}
+
 int main(int argc, char **argv)
 {
     qd_cpu_prepare(argv); /* as the daemon does: the libraries read their settings while they are loaded */
@@ -409,6 +427,10 @@ int main(int argc, char **argv)
     bool profile = false;
     for (int k = 1; k < argc; k++) {
         const char *value = k + 1 < argc ? argv[k + 1] : "";
+        if (strcmp(argv[k], "--write-qdq") == 0 && *value) {
+            write_qdq(value);
+            return 0;
+        }
         if (strcmp(argv[k], "--profile") == 0)
             profile = true;
         else if (strcmp(argv[k], "--rounds") == 0)
