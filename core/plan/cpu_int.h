@@ -142,6 +142,9 @@ typedef struct qd_conv_step {
 } qd_conv_step;
 /* Float: each source is read by a convolution of its own slice of the weights. */
 qd_status qd_add_conv_step(qd_plan *p, const qd_conv_step *c, qd_err *err);
+/* Float, 3 x 3, by Winograd: where that pays. */
+bool qd_wino_conv_fits(const qd_conv_step *c);
+qd_status qd_add_wino_conv_step(qd_plan *p, const qd_conv_step *c, qd_err *err);
 /* Integer: one source of U8 codes (or I8 + 128, `shifted`) with the border already around it; spec.bias real, spec.weight unused.
  * With a group_size each run of so many input channels is a convolution of its own, and they add up. */
 typedef struct qd_qconv_step {

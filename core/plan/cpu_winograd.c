@@ -3,10 +3,8 @@
  * Forward, and back to the input with the filters turned round: blocks of tiles go there, through 36 products with the weights, and back,
  * each block on one thread. Back to the weights the tiles are the depth of 36 products that add up block after block. Blocks and
  * products are cut by shape alone: threads do not matter. Rounding is some ten times that of the direct sum. */
-#include <stdio.h>
 #include <string.h>
 
-#include "base/cpu.h"
 #include "base/par.h"
 #include "plan/cpu_train.h"
 #include "plan/wino_simd.h"
@@ -23,25 +21,9 @@ enum {
 #define DEPTH_AT_ONCE 256              /* of a product: so much of a panel stays near */
 #define WEIGHT_TILES 192               /* of a block back to the weights */
 
-static const qd_wino_simd *simd_get(void)
-{
-#if defined(__x86_64__)
-    switch (qd_cpu_isa()) {
-    case QD_ISA_AVX512:
-        return &qd_wino_simd_avx512;
-    case QD_ISA_AVX2:
-        return &qd_wino_simd_avx2;
-    case QD_ISA_BASE:
-        break;
-    }
-#endif
-    return &qd_wino_simd_base;
-}
-
 typedef struct wino_state {
     const qd_wino_simd *simd;
     qd_conv_train_step c;
-    char impl[32];
     /* What is read by tiles of 6 x 6 and what lies under those of 4 x 4: x and y, or dy and dx. */
     int64_t in_h, in_w, in_c, out_h, out_w, out_c, pad_t, pad_l;
     int64_t high, wide, tiles; /* of an image; of all */
@@ -239,12 +221,11 @@ qd_status qd_add_winograd_step(qd_plan *p, const qd_conv_train_step *c, qd_err *
         return st;
     wino_state *w = memory;
     w->c = *c;
-    w->simd = simd_get();
+    w->simd = qd_wino_simd_get();
     measure(w);
-    snprintf(w->impl, sizeof w->impl, "winograd:%s", qd_train_simd_get()->name);
     s->state = w;
     s->run = c->pass == QD_CONV_BACK_WEIGHT ? run_weight : run_tiles;
-    s->impl = w->impl;
+    s->impl = w->simd->name;
     s->macs = c->macs;
     s->threads = qd_threads_for(p, (double)c->macs);
     qd_step_reads(s, c->image);

@@ -149,7 +149,7 @@ qd_status qd_lower_product(qd_lower *l, const qd_group *gr, qd_err *err)
         st = qd_lower_want(l, x, QD_LAYOUT_ROW, &c.source[0], err);
     }
     if (!st)
-        st = qd_add_conv_step(l->p, &c, err);
+        st = qd_wino_conv_fits(&c) ? qd_add_wino_conv_step(l->p, &c, err) : qd_add_conv_step(l->p, &c, err);
     qd_free(folded);
     return st;
 }

@@ -90,7 +90,7 @@ qd_status qd_plan_measure_peaks(int threads, qd_plan_peaks *out, qd_err *err);
 /* What holds a step back: the arithmetic, the bytes it moves, or neither (waking threads, loops too short for their start). */
 typedef enum qd_plan_bound { QD_BOUND_COMPUTE, QD_BOUND_MEMORY, QD_BOUND_OVERHEAD } qd_plan_bound;
 const char *qd_plan_bound_name(qd_plan_bound b);
-/* The least seconds one run of the step could take by these peaks; what holds back a run of it that takes `took` seconds. */
+/* The least seconds one run of the step could take by these peaks, every multiply-add done (Winograd's convolutions need fewer); what holds back a run of it that takes `took` seconds. */
 double qd_plan_least_seconds(const qd_plan_step *s, double took, const qd_plan_peaks *peaks, qd_plan_bound *bound);
 
 #endif

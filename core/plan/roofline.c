@@ -44,7 +44,7 @@ static qd_node_id filled(qd_graph *g, const char *name, qd_dtype dtype, qd_shape
 /* x -> conv, or x -> quantize -> qconv2d. */
 static qd_status conv_graph(bool integer, qd_graph **out, qd_err *err)
 {
-    static const int64_t pads[4] = { 1, 1, 1, 1 };
+    static const int64_t pads[4] = { 2, 2, 2, 2 }, apart[2] = { 2, 2 };
     const qd_shape x_shape = QD_SHAPE(-1, CHANNELS, SIDE, SIDE), w_shape = QD_SHAPE(CHANNELS, CHANNELS, 3, 3);
     const qd_shape scale_shape = QD_SHAPE(CHANNELS);
     qd_graph *g = NULL;
@@ -56,10 +56,12 @@ static qd_status conv_graph(bool integer, qd_graph **out, qd_err *err)
     if (integer) {
         const qd_node_id scale = filled(g, "scale", QD_F32, scale_shape, &st, err);
         x = qd_graph_add(g, &qd_op_quantize, "codes", QD_IN(x), QD_ATTRS(QD_FLOAT("scale", 0.01)));
-        y = qd_graph_add(g, &qd_op_qconv2d, "y", QD_IN(x, w, scale),
-                         QD_ATTRS(qd_attr_ints("pads", 4, pads), QD_FLOAT("x_scale", 0.01)));
+        y = qd_graph_add(
+            g, &qd_op_qconv2d, "y", QD_IN(x, w, scale),
+            QD_ATTRS(qd_attr_ints("pads", 4, pads), qd_attr_ints("dilation", 2, apart), QD_FLOAT("x_scale", 0.01)));
     } else {
-        y = qd_graph_add(g, &qd_op_conv2d, "y", QD_IN(x, w), QD_ATTRS(qd_attr_ints("pads", 4, pads)));
+        y = qd_graph_add(g, &qd_op_conv2d, "y", QD_IN(x, w),
+                         QD_ATTRS(qd_attr_ints("pads", 4, pads), qd_attr_ints("dilation", 2, apart)));
     }
     qd_graph_output(g, "y", y);
     if (!st)

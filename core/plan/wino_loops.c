@@ -7,6 +7,8 @@
 
 #define PASTE(a, b) a##b
 #define NAME(prefix, isa) PASTE(prefix, isa)
+#define TEXT(x) #x
+#define STRING(x) TEXT(x)
 
 /* Along one axis: B^T d, A^T m, A y, G w, G^T u of the paper. stride: of both. */
 INLINE void tile_in(vec *d, int stride)
@@ -94,7 +96,8 @@ static void input(float *v, int64_t plane, const float *image, const qd_wino_til
         input_channels(v, plane, image, t, false);
 }
 
-static void output(float *image, const float *m, int64_t plane, const float *bias, const qd_wino_tile *t)
+INLINE void output_channels(float *image, const float *side, const float *m, int64_t plane, const float *bias,
+                            const qd_wino_tile *t, bool sums)
 {
     for (int64_t c = 0; c < t->c; c += LANES) {
         vec rows[4][6], column[4], y[4];
@@ -109,10 +112,23 @@ static void output(float *image, const float *m, int64_t plane, const float *bia
         }
         for (int64_t j = 0; j < 4 && t->y + j < t->h; j++) {
             tile_out(y, rows[j], 1);
-            for (int64_t x = 0; x < 4 && t->x + x < t->w; x++)
-                vec_store(image + ((t->y + j) * t->w + t->x + x) * t->c + c, y[x] + base);
+            for (int64_t x = 0; x < 4 && t->x + x < t->w; x++) {
+                const int64_t at = ((t->y + j) * t->w + t->x + x) * t->c + c;
+                vec_store(image + at, sums ? y[x] + base + vec_load(side + at) : y[x] + base);
+            }
         }
     }
+}
+
+static void output(float *image, const float *m, int64_t plane, const float *bias, const qd_wino_tile *t)
+{
+    output_channels(image, image, m, plane, bias, t, false);
+}
+
+static void output_sum(float *image, const float *side, const float *m, int64_t plane, const float *bias,
+                       const qd_wino_tile *t)
+{
+    output_channels(image, side, m, plane, bias, t, true);
 }
 
 static void spread(float *m, int64_t plane, const float *image, const qd_wino_tile *t)
@@ -152,6 +168,25 @@ static void weight(float *u, int64_t plane, const float *w, int64_t lane_stride,
         for (int k = 0; k < 36; k++)
             vec_store(u + k * plane + first, d[k]);
     }
+}
+
+static void filters(float *u, int64_t plane, const float *w, int64_t c)
+{
+    for (int64_t k = 0; k < c; k++)
+        for (int64_t first = 0; first < QD_WINO_PANEL; first += LANES) {
+            const float *from = w + k * 9 * QD_WINO_PANEL + first;
+            vec d[36];
+#pragma GCC unroll 3
+            for (int j = 0; j < 3; j++)
+                weight_in(d + j, 6, vec_load(from + j * QD_WINO_PANEL), vec_load(from + (3 + j) * QD_WINO_PANEL),
+                          vec_load(from + (6 + j) * QD_WINO_PANEL));
+#pragma GCC unroll 6
+            for (int j = 0; j < 6; j++)
+                weight_in(d + 6 * j, 1, d[6 * j], d[6 * j + 1], d[6 * j + 2]);
+#pragma GCC unroll 36
+            for (int j = 0; j < 36; j++)
+                vec_store(u + j * plane + k * QD_WINO_PANEL + first, d[j]);
+        }
 }
 
 static void unweight(float *w, int64_t lane_stride, const float *u, int64_t plane, int64_t lanes)
@@ -230,8 +265,11 @@ static void product(float *dst, int64_t dst_stride, const float *a, int64_t row,
 }
 
 const qd_wino_simd NAME(qd_wino_simd_, QD_SIMD) = {
+    .name = "winograd:" STRING(QD_SIMD),
     .input = input,
     .output = output,
+    .output_sum = output_sum,
+    .filters = filters,
     .spread = spread,
     .weight = weight,
     .unweight = unweight,
