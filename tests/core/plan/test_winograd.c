@@ -90,10 +90,10 @@ static void who_does_not(void **state)
 {
     static const struct {
         int64_t c, side, o, stride, groups;
-    } others[] = { { 32, 8, 128, 1, 1 }, /* too few tiles */
-                   { 32, 12, 32, 1, 1 }, /* too little work */
-                   { 24, 32, 48, 1, 1 }, /* channels that do not fill vectors */
-                   { 64, 32, 64, 2, 1 }, /* steps of two */
+    } others[] = { { 128, 4, 256, 1, 1 }, /* too few tiles */
+                   { 32, 12, 32, 1, 1 },  /* too little work */
+                   { 24, 32, 48, 1, 1 },  /* channels that do not fill vectors */
+                   { 64, 32, 64, 2, 1 },  /* steps of two */
                    { 128, 32, 128, 1, 2 } };
     for (size_t k = 0; k < sizeof(others) / sizeof(*others); k++) {
         plan_case c = case_new(k);
